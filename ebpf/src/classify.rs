@@ -227,3 +227,199 @@ const OLD_SERVICE_VLAN: u16 = 0x9100;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 const PORTS: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, SocketAddr};
+    use std::vec::Vec;
+
+    use etherparse::{Ethernet2Slice, Ipv4Slice, Ipv6HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
+    use proptest::prelude::*;
+    use proptest::sample::{Index, select};
+
+    use super::*;
+    use crate::map::MAX_QUEUES;
+    use crate::table::{Rules, cases, mutate};
+    use crate::verdict::Action;
+
+    #[test]
+    fn table() {
+        for case in cases() {
+            let decision = classify(&case.frame[..], &case.rules, 0, || Rules::NOW_NS);
+            assert_eq!(decision.verdict, case.verdict, "{}: {:02x?}", case.name, case.frame);
+        }
+    }
+
+    #[test]
+    fn table_has_every_verdict_that_classify_gives() {
+        let cases = cases();
+        for verdict in Verdict::ALL {
+            let is_later = matches!(verdict, Verdict::PassNoSocket | Verdict::DropNoSocket);
+            assert_eq!(
+                cases.iter().any(|case| case.verdict == verdict),
+                !is_later,
+                "{}",
+                verdict.name()
+            );
+        }
+    }
+
+    #[test]
+    fn without_socket_the_rule_decides() {
+        for case in cases().into_iter().filter(|case| case.verdict.action() == Action::Redirect) {
+            let decision = classify(&case.frame[..], &case.rules, 0, || Rules::NOW_NS);
+            // What the same frame meets when the worker is dead says what its rule wants.
+            let dead = Rules { heartbeat_age_ns: None, ..case.rules };
+            let expected = match classify(&case.frame[..], &dead, 0, || Rules::NOW_NS).verdict {
+                Verdict::PassDead => Verdict::PassNoSocket,
+                Verdict::DropDead => Verdict::DropNoSocket,
+                other => panic!("{}: {other:?}", case.name),
+            };
+            assert_eq!(decision.without_socket, expected, "{}", case.name);
+        }
+    }
+
+    #[test]
+    fn only_the_queue_with_a_heartbeat_is_alive() {
+        let case = redirected();
+        for queue in [1, MAX_QUEUES - 1, MAX_QUEUES, u32::MAX] {
+            let decision = classify(&case[..], &Rules::standard(), queue, || Rules::NOW_NS);
+            assert_eq!(decision.verdict, Verdict::PassDead, "queue {queue}");
+        }
+    }
+
+    #[test]
+    fn heartbeat_is_good_up_to_its_limit_and_when_ahead_of_the_clock() {
+        let rules = Rules { settings: Settings::enabled(1000), ..Rules::standard() };
+        let verdict = |now| classify(&redirected()[..], &rules, 0, || now).verdict;
+        assert_eq!(verdict(Rules::NOW_NS - 1), Verdict::RedirectService);
+        assert_eq!(verdict(Rules::NOW_NS + 1000), Verdict::RedirectService);
+        assert_eq!(verdict(Rules::NOW_NS + 1001), Verdict::PassDead);
+    }
+
+    #[test]
+    fn clock_is_read_for_matches_only() {
+        for case in cases() {
+            let mut reads = 0;
+            let decision = classify(&case.frame[..], &case.rules, 0, || {
+                reads += 1;
+                Rules::NOW_NS
+            });
+            let may_read = matches!(
+                decision.verdict,
+                Verdict::RedirectService
+                    | Verdict::RedirectPool
+                    | Verdict::PassDead
+                    | Verdict::DropDead
+                    | Verdict::DropFragment
+            );
+            assert!(reads <= u32::from(may_read), "{}", case.name);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_bytes_get_a_verdict(frame in prop::collection::vec(any::<u8>(), 0..200)) {
+            agrees_with_the_other_parser(&frame)?;
+        }
+
+        #[test]
+        fn spoilt_frames_are_redirected_only_if_they_match(
+            (frame, entropy) in (select(frames()), prop::collection::vec(any::<u32>(), 1..32))
+        ) {
+            let mut frame = frame;
+            let mut entropy = entropy.into_iter().cycle();
+            mutate(&mut frame, || entropy.next().unwrap());
+            agrees_with_the_other_parser(&frame)?;
+        }
+
+        #[test]
+        fn cut_frames_are_never_redirected(frame in select(frames()), at: Index) {
+            let ip_length = match &frame[12..14] {
+                [8, 0] => usize::from(u16::from_be_bytes([frame[16], frame[17]])),
+                _ => 40 + usize::from(u16::from_be_bytes([frame[18], frame[19]])),
+            };
+            let cut = &frame[..at.index((14 + ip_length).min(frame.len()))];
+            let decision = classify(cut, &Rules::standard(), 0, || Rules::NOW_NS);
+            prop_assert_ne!(decision.verdict.action(), Action::Redirect);
+        }
+    }
+
+    fn agrees_with_the_other_parser(frame: &[u8]) -> Result<(), TestCaseError> {
+        let rules = Rules::standard();
+        let decision = classify(frame, &rules, 0, || Rules::NOW_NS);
+        let expected = parsed(frame).filter(|flow| !rules.is_blocked(flow.source)).and_then(
+            |Flow { protocol, to, .. }| {
+                let endpoint = Endpoint::new(protocol, to);
+                if rules.services.contains_key(&endpoint) {
+                    return Some(Verdict::RedirectService);
+                }
+                let rule = rules.pools.get(&PoolKey::new(protocol, to.ip()))?;
+                (rule.first()..=rule.last()).contains(&to.port()).then_some(Verdict::RedirectPool)
+            },
+        );
+        let redirected = Some(decision.verdict).filter(|v| v.action() == Action::Redirect);
+        prop_assert_eq!(redirected, expected, "{:02x?}", frame);
+        Ok(())
+    }
+
+    struct Flow {
+        source: IpAddr,
+        protocol: Protocol,
+        to: SocketAddr,
+    }
+
+    /// The flow of an unfragmented frame to a unicast MAC address, as `etherparse` reads it.
+    fn parsed(frame: &[u8]) -> Option<Flow> {
+        let ethernet = Ethernet2Slice::from_slice_without_fcs(frame).ok()?;
+        if ethernet.destination()[0] % 2 == 1 {
+            return None;
+        }
+        let (source, to, protocol, payload) = match ethernet.ether_type().0 {
+            0x0800 => {
+                let ip = Ipv4Slice::from_slice(ethernet.payload_slice()).ok()?;
+                let header = ip.header();
+                if header.more_fragments() || header.fragments_offset().value() != 0 {
+                    return None;
+                }
+                let (source, to) = (header.source_addr().into(), header.destination_addr().into());
+                (source, to, header.protocol().0, ip.payload().payload)
+            }
+            0x86dd => {
+                let ip = Ipv6HeaderSlice::from_slice(ethernet.payload_slice()).ok()?;
+                let payload = &ethernet.payload_slice()[40..];
+                let payload = payload.get(..usize::from(ip.payload_length()))?;
+                let (source, to) = (ip.source_addr().into(), ip.destination_addr().into());
+                (source, to, ip.next_header().0, payload)
+            }
+            _ => return None,
+        };
+        // The kernel's side does not look into the TCP header beyond the ports.
+        let (protocol, port) = match protocol {
+            6 if payload.len() >= 20 => {
+                let mut header: [u8; 20] = *payload.first_chunk()?;
+                header[12] = 5 << 4;
+                (Protocol::Tcp, TcpHeaderSlice::from_slice(&header).ok()?.destination_port())
+            }
+            17 => (Protocol::Udp, UdpHeaderSlice::from_slice(payload).ok()?.destination_port()),
+            _ => return None,
+        };
+        Some(Flow { source, protocol, to: SocketAddr::new(to, port) })
+    }
+
+    fn redirected() -> Vec<u8> {
+        frames().swap_remove(0)
+    }
+
+    /// The frames of the table that match the standard rules.
+    fn frames() -> Vec<Vec<u8>> {
+        cases()
+            .into_iter()
+            .filter(|case| case.verdict.action() == Action::Redirect)
+            .filter(|case| case.rules == Rules::standard())
+            .map(|case| case.frame)
+            .collect()
+    }
+}

@@ -26,7 +26,9 @@ pub mod table;
 mod verdict;
 
 pub use classify::{Decision, Packet, Tables, classify};
-pub use map::{BlockedPrefix, Endpoint, OnDead, PoolKey, PoolRule, Protocol, ServiceRule, Settings};
+pub use map::{
+    BlockedPrefix, Endpoint, OnDead, PoolKey, PoolRule, Protocol, ServiceRule, Settings,
+};
 #[cfg(feature = "object")]
 pub use object::OBJECT;
 pub use verdict::{Action, Verdict};
