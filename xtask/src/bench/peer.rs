@@ -99,12 +99,20 @@ impl Peer {
             lab.client().enter(reach).ok()?.ok()
         };
         process::wait_for(Duration::from_secs(10), up)
-            .with_context(|| format!("nothing answers at {}", self.target()))?;
+            .with_context(|| format!("nothing answers at {}: {}", self.target(), running.log()))?;
         Ok(running)
     }
 }
 
 impl Running {
+    fn log(&self) -> String {
+        match self {
+            Running::Nothing => String::new(),
+            Running::Headgate(headgate) => headgate.log(),
+            Running::Service(service) => service.log_tail(),
+        }
+    }
+
     pub(super) fn stop(&mut self) -> Result<()> {
         match self {
             Running::Nothing => Ok(()),
@@ -122,7 +130,7 @@ fn haproxy(lab: &Lab, mode: &str, at: SocketAddr, origin: SocketAddr) -> Result<
     let text = format!(
         "global
   nbthread 1
-  maxconn 20000
+  maxconn 8000
 defaults
   mode {mode}
   timeout connect 5s
@@ -149,11 +157,11 @@ fn nginx(lab: &Lab, at: SocketAddr, origin: SocketAddr) -> Result<Running> {
     let text = format!(
         "user root;
 worker_processes 1;
-worker_rlimit_nofile 40000;
+worker_rlimit_nofile 16384;
 daemon off;
 pid {here}/nginx.pid;
 error_log {here}/error.log warn;
-events {{ worker_connections 16384; }}
+events {{ worker_connections 8192; }}
 http {{
   access_log off;
   client_body_temp_path {here}/temp/body;
