@@ -30,7 +30,8 @@ pub fn build(check: bool) -> Result<()> {
         return Ok(());
     }
     if let Some(folder) = prebuilt.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
     }
     fs::write(&prebuilt, object).with_context(|| format!("cannot write {}", prebuilt.display()))
 }
