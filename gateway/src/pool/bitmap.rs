@@ -15,7 +15,7 @@ impl Bitmap {
     pub(super) fn new(len: u32) -> Self {
         let mut words = vec![0; len.div_ceil(64) as usize].into_boxed_slice();
         if let Some(last) = words.last_mut()
-            && len % 64 != 0
+            && !len.is_multiple_of(64)
         {
             *last = !0 << (len % 64);
         }
