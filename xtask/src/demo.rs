@@ -1,14 +1,14 @@
 //! The demonstration: a real client, headgate, and nginx, over each pair of address families.
 
-use std::net::IpAddr;
-use std::path::Path;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::lab::{
-    GatewayConfig, Lab, LabConfig, Nginx, NginxConfig, ServiceConfig, address, four_pairs, pattern,
+    GatewayConfig, Lab, LabConfig, Nginx, NginxConfig, ServiceConfig, Transfer, address,
+    four_pairs, pattern,
 };
 use crate::{process, setup, table};
 
@@ -82,13 +82,6 @@ struct Seen {
     port: u16,
 }
 
-/// What curl says of a transfer.
-struct Transfer {
-    status: u16,
-    remote: String,
-    local: String,
-}
-
 impl Visit {
     const HEADER: [&'static str; 9] = [
         "pair",
@@ -107,30 +100,32 @@ impl Visit {
         let (small, file) = (format!("/small?{}", service.name), format!("/10M?{}", service.name));
         let stored = format!("{}.up", service.name);
         let target = format!("/upload/{stored}");
-        let got = lab.directory().join("download");
+        let client = lab.client();
 
-        let page = curl(lab, &[], &format!("http://{at}{small}"), Path::new("/dev/null"))?;
-        let down = curl(lab, &[], &format!("http://{at}{file}"), &got)?;
-        let source = lab.directory().join("upload").to_string_lossy().into_owned();
-        let up =
-            curl(lab, &["-T", &source], &format!("http://{at}{target}"), Path::new("/dev/null"))?;
+        let page = Transfer::get(client, &format!("http://{at}{small}"), PATIENCE)?;
+        let down = Transfer::get(client, &format!("http://{at}{file}"), PATIENCE)?;
+        let source = lab.directory().join("upload");
+        let up = Transfer::put(client, &source, &format!("http://{at}{target}"), PATIENCE)?;
+        for transfer in [&page, &down, &up] {
+            transfer.clone().success().with_context(|| format!("over {}", service.name))?;
+        }
         let (get, put) = (nginx.logged(&file)?, nginx.logged(&target)?);
         Ok(Visit {
             pair: service.name.replace('-', "→"),
             asked: format!("http://{at}"),
-            talked_to: down.remote,
-            client: down.local,
+            talked_to: shown(down.remote),
+            client: shown(down.local),
             origin_saw: Seen { address: get.remote, port: get.remote_port },
             upload_saw: Seen { address: put.remote, port: put.remote_port },
-            origin: std::net::SocketAddr::new(get.server, get.server_port).to_string(),
+            origin: SocketAddr::new(get.server, get.server_port).to_string(),
             statuses: [page.status, down.status, up.status],
-            download: pattern::sha256_of_file(&got)?,
+            download: down.sha256,
             upload: nginx.upload_sha256(&stored)?,
         })
     }
 
     fn row(&self) -> Vec<String> {
-        let seen = |seen: &Seen| std::net::SocketAddr::new(seen.address, seen.port).to_string();
+        let seen = |seen: &Seen| SocketAddr::new(seen.address, seen.port).to_string();
         let pool = [&self.origin_saw, &self.upload_saw].iter().all(|s| address::in_pool(s.address));
         let hash = |found: &str, seed| match found == pattern::sha256(SIZE, seed) {
             true => format!("{}… right", &found[..12]),
@@ -178,36 +173,14 @@ impl Visit {
     }
 }
 
-fn curl(lab: &Lab, arguments: &[&str], url: &str, to: &Path) -> Result<Transfer> {
-    let mut command = lab.client().command("curl");
-    command
-        .args(["--silent", "--show-error", "--globoff", "--max-time", "60", "--noproxy", "*"])
-        .args(["--write-out", "%{http_code} %{remote_ip} %{remote_port} %{local_ip} %{local_port}"])
-        .args(arguments)
-        .arg("--output")
-        .arg(to)
-        .arg(url);
-    parse_transfer(&process::output(&mut command)?)
-}
-
-fn parse_transfer(said: &str) -> Result<Transfer> {
-    let fields: Vec<&str> = said.split_whitespace().collect();
-    let [status, remote, remote_port, local, local_port] = fields[..] else {
-        bail!("curl said {said:?}");
-    };
-    let at = |address: &str, port: &str| -> Result<String> {
-        Ok(std::net::SocketAddr::new(address.parse()?, port.parse()?).to_string())
-    };
-    Ok(Transfer {
-        status: status.parse()?,
-        remote: at(remote, remote_port)?,
-        local: at(local, local_port)?,
-    })
+fn shown(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "nobody".to_owned(), |address| address.to_string())
 }
 
 const SIZE: u64 = 10 << 20;
 const DOWNLOAD_SEED: u64 = 1;
 const UPLOAD_SEED: u64 = 2;
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
@@ -243,13 +216,5 @@ mod tests {
         for visit in wrong {
             assert_eq!(visit.faults().len(), 1, "{:?}", visit.faults());
         }
-    }
-
-    #[test]
-    fn what_curl_says_is_read() {
-        let transfer = parse_transfer("200 2001:db8:1::80 80 2001:db8:1::2 51000").unwrap();
-        assert_eq!(transfer.remote, "[2001:db8:1::80]:80");
-        assert_eq!((transfer.status, transfer.local.as_str()), (200, "[2001:db8:1::2]:51000"));
-        assert!(parse_transfer("").is_err());
     }
 }

@@ -22,6 +22,7 @@ mod nginx;
 mod origin;
 pub mod pattern;
 mod service;
+mod transfer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,6 +39,7 @@ pub use network::{
 pub use nginx::{LogLine, Nginx, NginxConfig};
 pub use origin::{Behaviour, Origin};
 pub use service::Service;
+pub use transfer::Transfer;
 
 /// How to build a lab.
 #[derive(Clone, Debug)]

@@ -1,11 +1,13 @@
 //! The floor that every figure stands on: frames that AF_XDP receives, turns round and sends back,
 //! with nothing in between. headgate's own hidden subcommands do it, on the same rings.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::lab::address::{CLIENT, GATEWAY_CLIENT_SIDE};
 use crate::lab::{CLIENT_NIC, GATEWAY_CLIENT_NIC, Lab, headgate_binary};
 use crate::process;
 
@@ -18,44 +20,67 @@ pub(super) struct Echo {
     pub(super) outcome: Result<Counts, String>,
 }
 
-/// What `headgate bench-generate` says, in JSON on one line.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// Frames, and the time in which they were sent.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Counts {
-    /// Frames sent.
+    /// Frames sent by the generator.
     pub(super) sent: u64,
-    /// Frames that came back.
+    /// Of these, frames that the echo received.
     pub(super) received: u64,
-    /// How long it took.
+    /// Of these, frames that it sent back.
+    pub(super) returned: u64,
+    /// How long the generator sent.
     pub(super) seconds: f64,
 }
 
-/// Sends frames of `size` bytes from the client to an echo on the gateway's first queue. A headgate
-/// without these subcommands is no error, but an outcome without figures.
+/// What `headgate bench generate` and `headgate bench echo` say, in JSON on one line.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+struct Said {
+    received: u64,
+    transmitted: u64,
+    seconds: f64,
+}
+
+/// Sends frames of `size` bytes from the client to an echo on the gateway's first queue. An echo or
+/// a generator that fails is no error, but an outcome without figures.
 pub(super) fn measure(lab: &Lab, size: u32, length: Duration) -> Result<Echo> {
-    let binary = headgate_binary();
-    let binary = binary.to_string_lossy();
-    let mut echo = lab.spawn(
-        lab.gateway(),
-        &binary,
-        &["bench-echo", "--nic", GATEWAY_CLIENT_NIC, "--queue", "0"],
-    )?;
-    // It takes a moment to bind; a program without the subcommand ends at once.
-    if let Some(status) = process::wait_for(Duration::from_millis(500), || echo.ended().ok()?) {
-        return Ok(Echo { size, outcome: Err(format!("bench-echo ended with {status}")) });
-    }
-    let mut generate = lab.client().command(&binary);
-    generate.args(["bench-generate", "--nic", CLIENT_NIC, "--queue", "0"]).args([
-        "--size",
-        &size.to_string(),
-        "--seconds",
-        &length.as_secs().max(1).to_string(),
-    ]);
-    let outcome = process::output(&mut generate).and_then(|said| parse(&said));
-    echo.stop(Duration::from_secs(5))?;
+    let outcome = there_and_back(lab, size, length.as_secs().max(1));
     Ok(Echo { size, outcome: outcome.map_err(|error| format!("{error:#}")) })
 }
 
-fn parse(said: &str) -> Result<Counts> {
+fn there_and_back(lab: &Lab, size: u32, seconds: u64) -> Result<Counts> {
+    let binary = headgate_binary();
+    let binary = binary.to_string_lossy();
+    let to = SocketAddr::new(GATEWAY_CLIENT_SIDE[0], 9).to_string();
+    let from = SocketAddr::new(CLIENT[0], 9).to_string();
+    let station = format!("/sys/class/net/{GATEWAY_CLIENT_NIC}/address");
+    let station = process::output(lab.gateway().command("cat").arg(station))?;
+    // The echo outlives the generator, so that it gets all of its frames.
+    let longer = (seconds + 2).to_string();
+    let arguments =
+        ["bench", "echo", "--nic", GATEWAY_CLIENT_NIC, "--seconds", &longer, "--address", &to];
+    let mut echo = lab.spawn(lab.gateway(), &binary, &arguments)?;
+    if let Some(status) = process::wait_for(Duration::from_millis(700), || echo.ended().ok()?) {
+        bail!("the echo ended at once, {status}: {}", echo.log_tail());
+    }
+    let mut generate = lab.client().command(&binary);
+    generate
+        .args(["bench", "generate", "--nic", CLIENT_NIC, "--size", &size.to_string()])
+        .args(["--seconds", &seconds.to_string(), "--mac", station.trim()])
+        .args(["--from", &from, "--to", &to]);
+    let generated = parse(&process::output(&mut generate)?)?;
+    process::wait_for(Duration::from_secs(5), || echo.ended().ok()?)
+        .context("the echo does not end")?;
+    let echoed = parse(&echo.log())?;
+    Ok(Counts {
+        sent: generated.transmitted,
+        received: echoed.received,
+        returned: echoed.transmitted,
+        seconds: generated.seconds,
+    })
+}
+
+fn parse(said: &str) -> Result<Said> {
     let line = said.lines().find(|line| line.starts_with('{')).context("it printed no figures")?;
     serde_json::from_str(line).with_context(|| format!("it printed {line}"))
 }
@@ -66,9 +91,9 @@ mod tests {
 
     #[test]
     fn figures_are_read() {
-        let said = "queue 0, copy\n{\"sent\":1000,\"received\":900,\"seconds\":2.0,\"more\":1}\n";
-        let counts = Counts { sent: 1000, received: 900, seconds: 2.0 };
-        assert_eq!(parse(said).unwrap(), counts);
+        let said = "queue 0\n{\"received\":900,\"transmitted\":1000,\"seconds\":2.0,\"received_mpps\":1}\n";
+        let read = Said { received: 900, transmitted: 1000, seconds: 2.0 };
+        assert_eq!(parse(said).unwrap(), read);
         assert!(parse("nothing").is_err());
     }
 }

@@ -60,12 +60,17 @@ impl Report {
             let _ = writeln!(text, "### {}\n", work.title());
             let cells: Vec<Vec<String>> = rows.iter().map(|row| row.cells()).collect();
             text += &table::markdown(&header(work), &cells);
-            if let Some(ratio) = ratio(&rows) {
+            if let Some(ratio) = ratio(&rows, Peer::is_rival) {
                 let _ = writeln!(
                     text,
                     "\nheadgate's added CPU is {ratio:.2} of the better rival's (target {:.2}).",
                     work.target()
                 );
+            }
+            // The others read requests, and need fewer connections to the origin for it.
+            if let Some(ratio) = ratio(&rows, |peer| peer == Peer::HaproxyTcp) {
+                let _ =
+                    writeln!(text, "It is {ratio:.2} of that of HAProxy in the same mode, tcp.");
             }
             text.push('\n');
         }
@@ -91,7 +96,13 @@ impl Report {
         let ratios: Vec<Value> = Work::ALL
             .into_iter()
             .map(|work| {
-                json!({"work": work, "added-cpu-ratio": ratio(&self.rows(work)), "target": work.target()})
+                let rows = self.rows(work);
+                json!({
+                    "work": work,
+                    "added-cpu-ratio": ratio(&rows, Peer::is_rival),
+                    "added-cpu-ratio-same-mode": ratio(&rows, |peer| peer == Peer::HaproxyTcp),
+                    "target": work.target(),
+                })
             })
             .collect();
         json!({
@@ -160,6 +171,7 @@ impl Report {
                     format!("AF_XDP echo, {} B", echo.size),
                     format!("{:.3}", counts.sent as f64 / counts.seconds / 1e6),
                     format!("{:.3}", counts.received as f64 / counts.seconds / 1e6),
+                    format!("{:.3}", counts.returned as f64 / counts.seconds / 1e6),
                 ],
                 Err(why) => {
                     let why = why.lines().next().unwrap_or_default();
@@ -167,7 +179,8 @@ impl Report {
                 }
             })
             .collect();
-        let header = ["frames there and back, one queue", "sent, Mpps", "came back, Mpps"];
+        let header =
+            ["frames there and back, one queue", "sent, Mpps", "received, Mpps", "sent back, Mpps"];
         format!("### bare AF_XDP\n\n{}\n", table::markdown(&header, &rows))
     }
 }
@@ -218,12 +231,12 @@ fn header(work: Work) -> Vec<&'static str> {
     header
 }
 
-/// headgate's added CPU over that of the rival who adds least.
-fn ratio(rows: &[Row]) -> Option<f64> {
+/// headgate's added CPU over that of the one who adds least among those `beside` names.
+fn ratio(rows: &[Row], beside: fn(Peer) -> bool) -> Option<f64> {
     let own = rows.iter().find(|row| row.peer == Peer::Headgate)?.added_us?;
     let best = rows
         .iter()
-        .filter(|row| row.peer.is_rival())
+        .filter(|row| beside(row.peer))
         .filter_map(|row| row.added_us)
         .min_by(f64::total_cmp)?;
     (best > 0.0).then(|| own / best)
@@ -269,7 +282,8 @@ mod tests {
             rows.iter().map(|row| row.added_us).collect::<Vec<_>>(),
             [None, Some(10.0), Some(20.0), Some(25.0)]
         );
-        assert_eq!(ratio(&rows), Some(0.5));
+        assert_eq!(ratio(&rows, Peer::is_rival), Some(0.5));
+        assert_eq!(ratio(&rows, |peer| peer == Peer::HaproxyTcp), None);
         assert_eq!((rows[1].errors, rows[1].proxy_user_us, rows[1].p99_us), (3, 3.0, Some(2000.0)));
         let text = report.render();
         assert!(text.contains("headgate's added CPU is 0.50 of the better rival's (target 0.50)"));

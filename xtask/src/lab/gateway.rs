@@ -199,6 +199,22 @@ impl Headgate {
         )
     }
 
+    /// How often something happened to its sessions, by the name that `status` gives it.
+    pub fn event(&self, name: &str) -> Result<u64> {
+        let events = &self.status()?["events"];
+        events[name].as_u64().with_context(|| format!("status knows no event {name}: {events}"))
+    }
+
+    /// Waits until it serves nobody and every frame of every worker is accounted for, with none in
+    /// work or on its way out. An error with the last status when that does not come within `limit`.
+    pub fn settle(&self, limit: Duration) -> Result<Value> {
+        let settled = || self.status().ok().filter(is_settled);
+        match process::wait_for(limit, settled) {
+            Some(status) => Ok(status),
+            None => bail!("headgate does not settle within {limit:?}: {}", self.status()?),
+        }
+    }
+
     /// The path of its admin socket.
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -259,6 +275,19 @@ impl Headgate {
     }
 }
 
+fn is_settled(status: &Value) -> bool {
+    let Some(workers) = status["workers"].as_array() else { return false };
+    !workers.is_empty()
+        && workers.iter().all(|worker| {
+            let frames = &worker["frames"];
+            let idle = |place: &str| frames[place] == 0;
+            worker["sessions"] == 0
+                && frames["conserved"] == true
+                && idle("held")
+                && idle("sending")
+        })
+}
+
 fn list(addresses: &[SocketAddr]) -> String {
     let quoted: Vec<String> = addresses.iter().map(|a| format!("\"{a}\"")).collect();
     format!("[{}]", quoted.join(", "))
@@ -267,6 +296,21 @@ fn list(addresses: &[SocketAddr]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settled_means_nobody_served_and_no_frame_under_way() {
+        let status = |sessions: u32, sending: u32, conserved: bool| {
+            let frames = serde_json::json!(
+                {"total": 8, "free": 4, "receiving": 4, "sending": sending, "held": 0, "conserved": conserved}
+            );
+            serde_json::json!({"workers": [{"sessions": sessions, "frames": frames}]})
+        };
+        assert!(is_settled(&status(0, 0, true)));
+        for unsettled in [status(1, 0, true), status(0, 1, true), status(0, 0, false)] {
+            assert!(!is_settled(&unsettled));
+        }
+        assert!(!is_settled(&serde_json::json!({"workers": []})));
+    }
 
     #[test]
     fn a_configuration_names_everything() {

@@ -175,8 +175,8 @@ mod tests {
     fn the_origin_reaches_both_families_by_the_gateway() {
         let plan = origin_plan();
         assert!(plan.contains("addr add 192.0.2.80/24 dev o0\n"));
-        assert!(plan.ends_with(
-            "route add 0.0.0.0/0 via 192.0.2.1\nroute add ::/0 via 2001:db8:2::1\n"
-        ));
+        assert!(
+            plan.ends_with("route add 0.0.0.0/0 via 192.0.2.1\nroute add ::/0 via 2001:db8:2::1\n")
+        );
     }
 }

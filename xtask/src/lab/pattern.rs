@@ -22,13 +22,17 @@ impl Pattern {
 
     /// Fills `buffer` with the next bytes.
     pub fn fill(&mut self, buffer: &mut [u8]) {
-        for byte in buffer {
+        let mut rest = buffer;
+        while !rest.is_empty() {
             if self.used == 8 {
                 self.word = self.next_word().to_le_bytes();
                 self.used = 0;
             }
-            *byte = self.word[self.used];
-            self.used += 1;
+            let count = rest.len().min(8 - self.used);
+            let (part, later) = rest.split_at_mut(count);
+            part.copy_from_slice(&self.word[self.used..self.used + count]);
+            self.used += count;
+            rest = later;
         }
     }
 
