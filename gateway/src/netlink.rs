@@ -115,6 +115,15 @@ impl Mirror {
     }
 }
 
+/// Everything as it is now, read once. The network namespace is that of the calling thread.
+pub fn read() -> Result<Routes, NetlinkError> {
+    let mut control = Control::open().map_err(NetlinkError::Open)?;
+    let mut routes = Routes::default();
+    read_topology(&mut control, &mut routes)?;
+    routes.replace_neighbours(control.neighbours().map_err(reading("neighbours"))?);
+    Ok(routes)
+}
+
 impl Drop for Mirror {
     fn drop(&mut self) {
         self.bell.stop();
@@ -258,10 +267,7 @@ impl Follower {
     fn read_topology(&mut self) -> Result<(), NetlinkError> {
         let begun = self.clock.now();
         self.topology_due = None;
-        let links = self.control.links().map_err(reading("links"))?;
-        let local = self.control.addresses().map_err(reading("addresses"))?;
-        let routes = self.control.routes().map_err(reading("routes"))?;
-        self.routes.replace_topology(links, local, routes);
+        read_topology(&mut self.control, &mut self.routes)?;
         self.topology_cost = (self.clock.now() - begun).into();
         Ok(())
     }
@@ -276,6 +282,13 @@ impl Follower {
         count(&self.counters.published);
         self.published.store(Arc::new(self.routes.clone()));
     }
+}
+
+fn read_topology(control: &mut Control, routes: &mut Routes) -> Result<(), NetlinkError> {
+    let links = control.links().map_err(reading("links"))?;
+    let local = control.addresses().map_err(reading("addresses"))?;
+    routes.replace_topology(links, local, control.routes().map_err(reading("routes"))?);
+    Ok(())
 }
 
 /// The time since the mirror started; nothing but intervals is made of it.

@@ -147,6 +147,16 @@ impl Routes {
         self.links.get(&ifindex)
     }
 
+    /// All interfaces, by index.
+    pub fn links(&self) -> &HashMap<u32, Link> {
+        &self.links
+    }
+
+    /// The addresses configured on this host.
+    pub fn local_addresses(&self) -> &HashSet<IpAddr> {
+        &self.local
+    }
+
     /// Whether `address` is configured on this host.
     pub fn is_local(&self, address: IpAddr) -> bool {
         self.local.contains(&address)

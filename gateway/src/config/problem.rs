@@ -140,6 +140,13 @@ pub enum Problem {
 
     #[error("this host has no network interface `{name}`; {hint}")]
     NoInterface { name: String, hint: Hint },
+    #[error("{name} is not an Ethernet interface; name one that is")]
+    NotEthernet { name: String },
+    #[error(
+        "cannot count the receive queues of {name}: /sys shows another network namespace; \
+         mount its own /sys, as `ip netns exec` does"
+    )]
+    QueuesUnknown { name: String },
     #[error(
         "`queues = {queues}`, but {name} has {active} active receive queues; \
          lower it, or raise the NIC's with `ethtool -L {name} combined {queues}`"
@@ -151,15 +158,20 @@ pub enum Problem {
     )]
     TooManyQueues { name: String, active: u32, most: u32 },
     #[error(
-        "{listener} is a listening socket of this host and would lose the traffic of {address}{through}; \
-         move that program to other addresses or ports, or choose another listening address here"
+        "{address} would be taken from the program that listens on {listener} on this host; \
+         bind that program to other addresses or ports, or choose another listening address here"
     )]
-    ListenerLosesTraffic { listener: SocketAddr, address: SocketAddr, through: &'static str },
+    ListenerLosesService { address: SocketAddr, listener: SocketAddr },
     #[error(
-        "{listener} is a listening socket of this host and would lose its traffic to [pool.{pool}], which \
-         leases {address} ports {ports}; move that program, or narrow the pool's `ports`"
+        "[pool.{pool}] leases ports {ports} of {address}, and would take the traffic of the program that \
+         listens on {listener} on this host; bind that program to other addresses, or narrow the pool's `ports`"
     )]
-    ListenerInPool { listener: SocketAddr, address: IpAddr, pool: String, ports: String },
+    ListenerInPool { pool: String, ports: String, address: IpAddr, listener: SocketAddr },
+    #[error(
+        "{address} is an address of this host, and origins are only reached through a NIC; \
+         name the address of another host"
+    )]
+    OriginIsLocal { address: SocketAddr },
 }
 
 /// Names come from the file as they are: a line break or an escape sequence in them must not reach the terminal.

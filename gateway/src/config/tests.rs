@@ -45,6 +45,11 @@ fn what_is_not_said_has_defaults() {
 }
 
 #[test]
+fn the_example_for_operators_is_valid() {
+    parse(include_str!("../../../scripts/headgate.toml"));
+}
+
+#[test]
 fn a_large_ring_brings_its_frames() {
     let config = parse(&SMALL.replace("[nic.eth0]", "[nic.eth0]\nring = 4096"));
     assert_eq!(config.nics[0].frames, 8192);
