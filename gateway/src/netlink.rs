@@ -74,9 +74,15 @@ pub enum NetlinkError {
 impl Mirror {
     /// Reads everything once, then follows it. The network namespace is that of the calling thread.
     pub fn start() -> Result<Self, NetlinkError> {
+        Self::with_buffer(EVENT_BUFFER)
+    }
+
+    /// As [`Mirror::start`], with this many bytes for notifications that wait. The fewer, the sooner some are lost and
+    /// everything has to be read again.
+    pub fn with_buffer(bytes: usize) -> Result<Self, NetlinkError> {
         let bell = Arc::new(Bell::new().map_err(NetlinkError::Open)?);
         let mut follower = Follower {
-            events: Events::open().map_err(NetlinkError::Open)?,
+            events: Events::open(bytes).map_err(NetlinkError::Open)?,
             control: Control::open().map_err(NetlinkError::Open)?,
             resolver: Resolver::new(bell.clone()),
             asked: Asked::default(),
@@ -84,6 +90,8 @@ impl Mirror {
             published: Arc::new(ArcSwap::from_pointee(Routes::default())),
             counters: Arc::default(),
             clock: Clock::start(),
+            published_at: Instant::ZERO,
+            publish_due: None,
             topology_due: None,
             topology_cost: Duration::ZERO,
         };
@@ -146,6 +154,9 @@ struct Follower {
     published: Arc<ArcSwap<Routes>>,
     counters: Arc<Counters>,
     clock: Clock,
+    published_at: Instant,
+    /// When the changes so far are to be published.
+    publish_due: Option<Instant>,
     /// When links, addresses and routes are to be read again.
     topology_due: Option<Instant>,
     /// How long that took the last time.
@@ -168,12 +179,11 @@ impl Follower {
 
     fn step(&mut self) -> Result<(), NetlinkError> {
         self.wait()?;
-        let mut changed = self.take_events()?;
+        self.take_events()?;
         if self.topology_due.is_some_and(|due| due <= self.clock.now()) {
             self.read_topology()?;
-            changed = true;
         }
-        if changed {
+        if self.publish_due.is_some_and(|due| due <= self.clock.now()) {
             self.publish();
         }
         self.take_questions();
@@ -181,7 +191,7 @@ impl Follower {
     }
 
     fn wait(&self) -> Result<(), NetlinkError> {
-        let timeout = match self.topology_due {
+        let timeout = match self.topology_due.into_iter().chain(self.publish_due).min() {
             None => PollTimeout::NONE,
             Some(due) => {
                 let now = self.clock.now();
@@ -199,49 +209,58 @@ impl Follower {
         }
     }
 
-    /// Takes what the kernel told so far; true if the neighbours changed.
-    fn take_events(&mut self) -> Result<bool, NetlinkError> {
-        let mut changed = false;
+    /// Takes what the kernel told so far.
+    fn take_events(&mut self) -> Result<(), NetlinkError> {
         for _ in 0..EVENT_BATCH {
             let messages = match self.events.receive() {
                 Ok(Some(messages)) => messages,
                 Ok(None) => break,
                 Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
                     count(&self.counters.overruns);
-                    tracing::warn!(
+                    tracing::debug!(
                         "notifications of route changes were lost; reading everything again"
                     );
+                    // What waits is older than what was lost, and would undo what is read next.
+                    self.events.discard();
                     self.read_neighbours()?;
-                    self.read_topology()?;
-                    return Ok(true);
+                    self.change_topology();
+                    continue;
                 }
                 Err(source) => return Err(NetlinkError::Read { what: "notifications", source }),
             };
             for message in messages {
-                changed |= self.take_event(message);
+                self.take_event(message);
             }
         }
-        Ok(changed)
+        Ok(())
     }
 
-    fn take_event(&mut self, message: Message) -> bool {
+    fn take_event(&mut self, message: Message) {
         let (message, gone) = match message {
             Message::NewNeighbour(message) => (message, false),
             Message::DelNeighbour(message) => (message, true),
-            _ => {
-                let pause = MIN_PAUSE.max(self.topology_cost * 10);
-                self.topology_due.get_or_insert(self.clock.now() + pause.into());
-                return false;
-            }
+            _ => return self.change_topology(),
         };
-        let Some((ifindex, address, neighbour)) = decode::neighbour(&message) else { return false };
-        if !gone
-            && neighbour.state == NeighbourState::Stale
-            && self.asked.refresh(ifindex, address, self.clock.now())
-        {
+        let Some((ifindex, address, neighbour)) = decode::neighbour(&message) else { return };
+        let stale = !gone && neighbour.state == NeighbourState::Stale;
+        if stale && self.asked.refresh(ifindex, address, self.clock.now()) {
             self.resolve(ifindex, address);
         }
-        self.routes.set_neighbour(ifindex, address, (!gone).then_some(neighbour))
+        if self.routes.set_neighbour(ifindex, address, (!gone).then_some(neighbour)) {
+            self.change();
+        }
+    }
+
+    /// Links, addresses or routes changed.
+    fn change_topology(&mut self) {
+        let pause = MIN_PAUSE.max(self.topology_cost * 10);
+        self.topology_due.get_or_insert(self.clock.now() + pause.into());
+    }
+
+    /// The tables here changed. The first change is published at once, those that follow together.
+    fn change(&mut self) {
+        let due = self.clock.now().max(self.published_at + PUBLISH_PAUSE.into());
+        self.publish_due.get_or_insert(due);
     }
 
     /// Passes on what workers ask for.
@@ -269,16 +288,20 @@ impl Follower {
         self.topology_due = None;
         read_topology(&mut self.control, &mut self.routes)?;
         self.topology_cost = (self.clock.now() - begun).into();
+        self.change();
         Ok(())
     }
 
     fn read_neighbours(&mut self) -> Result<(), NetlinkError> {
         let neighbours = self.control.neighbours().map_err(reading("neighbours"))?;
         self.routes.replace_neighbours(neighbours);
+        self.change();
         Ok(())
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.publish_due = None;
+        self.published_at = self.clock.now();
         count(&self.counters.published);
         self.published.store(Arc::new(self.routes.clone()));
     }
@@ -319,6 +342,9 @@ fn count(counter: &AtomicU64) {
 
 /// Least time between two readings of the routes.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
+/// Least time between two snapshots.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_secs(1);
+const EVENT_BUFFER: usize = 4 << 20;
 /// Datagrams taken before the snapshot is published.
 const EVENT_BATCH: usize = 256;

@@ -250,6 +250,13 @@ impl<P: Copy, E: Engine> Stack<P, E> {
         self.connection(id).map(|connection| connection.tuple)
     }
 
+    /// Changes the tag of a connection.
+    pub fn set_tag(&mut self, id: ConnId, tag: u32) {
+        if let Some(connection) = self.connection_mut(id) {
+            connection.tag = tag;
+        }
+    }
+
     /// Changes the path of a connection.
     pub fn set_path(&mut self, id: ConnId, path: P) {
         if let Some(connection) = self.connection_mut(id) {

@@ -41,11 +41,11 @@ pub(super) struct Control {
 
 impl Events {
     /// Joins the groups for links, addresses, routes and neighbours. The socket does not block.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(super) fn open(buffer: usize) -> io::Result<Self> {
         let socket = open()?;
         // More room means fewer overruns; beyond net.core.rmem_max it needs CAP_NET_ADMIN.
-        if setsockopt(&socket, sockopt::RcvBufForce, &EVENT_BUFFER).is_err() {
-            let _ = setsockopt(&socket, sockopt::RcvBuf, &EVENT_BUFFER);
+        if setsockopt(&socket, sockopt::RcvBufForce, &buffer).is_err() {
+            let _ = setsockopt(&socket, sockopt::RcvBuf, &buffer);
         }
         socket.set_non_blocking(true)?;
         for group in GROUPS {
@@ -72,6 +72,18 @@ impl Events {
             Ok(())
         });
         Ok(Some(messages))
+    }
+
+    /// Throws away what waits.
+    pub(super) fn discard(&mut self) {
+        for _ in 0..DISCARDED {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // More was lost meanwhile.
+                Ok(_) | Err(_) => {}
+            }
+        }
     }
 }
 
@@ -261,8 +273,9 @@ fn each_message(
 
 /// `RTNLGRP_LINK`, `_NEIGH`, `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`.
 const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
-const EVENT_BUFFER: usize = 4 << 20;
 /// The kernel fills up to 32 KiB at a time into a dump.
 const DATAGRAM: usize = 64 << 10;
+/// More datagrams than any buffer holds.
+const DISCARDED: usize = 1 << 20;
 const DUMP_ATTEMPTS: usize = 8;
 const ANSWER_SECONDS: i64 = 5;

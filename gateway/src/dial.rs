@@ -1,0 +1,167 @@
+//! Opening the connection to an origin: choose its address, the next hop, a pool address and port.
+//!
+//! Whatever fails moves on to the origin's next address; when none is left, the client's connection
+//! is reset, which is what a client of a dead origin would see.
+
+use std::net::SocketAddr;
+
+use userspace_tcp::{CloseReason, ConnId, Duration, Instant, Tuple};
+
+use crate::{
+    hop::Hop,
+    neighbours::NextHop,
+    plane::Plane,
+    pool::Release,
+    session::{Leg, OriginLeg, Tag},
+    tally::Event,
+};
+
+/// How long the kernel may take to resolve a next hop: as long as it tries (three probes, one
+/// second apart) and a little more.
+const RESOLUTION: Duration = Duration::from_millis(3500);
+/// How long a failure may be an old one, that the kernel has not yet taken back.
+const FAILURE: Duration = Duration::from_millis(1500);
+/// How often to look whether it did.
+const LOOK: Duration = Duration::from_millis(5);
+
+impl Plane {
+    /// Goes on to the origin's next address: until a handshake is under way, or a next hop is being
+    /// resolved, or none is left. The packets themselves leave when the session is attended to.
+    pub(crate) fn dial(&mut self, now: Instant, index: u32) {
+        loop {
+            let Some(session) = self.sessions.get_mut(index) else { return };
+            let origin = &self.origins[self.setup.services[session.service as usize].origin];
+            let Some(address) = session.attempt.next(origin) else {
+                self.tally.note(Event::OriginExhausted);
+                self.fail(index, "every address of the origin failed");
+                return;
+            };
+            match self.neighbours.next_hop(&self.setup, address.ip()) {
+                NextHop::Ready(hop) => {
+                    if self.connect(now, index, address, hop) {
+                        return;
+                    }
+                }
+                NextHop::Unresolved | NextHop::Failed => {
+                    // Failed may be long ago: the kernel was asked again.
+                    let Some(session) = self.sessions.get_mut(index) else { return };
+                    session.origin = OriginLeg::Resolving { address, since: now };
+                    self.unresolved.push_back((now + LOOK, index));
+                    return;
+                }
+                NextHop::NoRoute => self.tally.note(Event::OriginNoRoute),
+            }
+        }
+    }
+
+    /// Looks again at the sessions that wait for a next hop, as far as their time has come.
+    pub(crate) fn look_again(&mut self, now: Instant) {
+        while let Some(&(due, index)) = self.unresolved.front()
+            && due <= now
+        {
+            self.unresolved.pop_front();
+            let Some(session) = self.sessions.get_mut(index) else { continue };
+            let OriginLeg::Resolving { address, since } = session.origin else { continue };
+            let hop = self.neighbours.next_hop(&self.setup, address.ip());
+            let patience = if hop == NextHop::Failed { FAILURE } else { RESOLUTION };
+            match hop {
+                NextHop::Ready(hop) => {
+                    if !self.connect(now, index, address, hop) {
+                        self.dial(now, index);
+                    }
+                }
+                NextHop::Unresolved | NextHop::Failed if now < since + patience => {
+                    self.unresolved.push_back((now + LOOK, index));
+                    continue;
+                }
+                NextHop::Unresolved | NextHop::Failed => {
+                    self.tally.note(Event::OriginNoNeighbour);
+                    self.dial(now, index);
+                }
+                NextHop::NoRoute => {
+                    self.tally.note(Event::OriginNoRoute);
+                    self.dial(now, index);
+                }
+            }
+            self.list_session(index);
+        }
+    }
+
+    /// A SYN to this address, from a leased pool address and port. `false` if there is none to be had.
+    fn connect(&mut self, now: Instant, index: u32, address: SocketAddr, hop: Hop) -> bool {
+        let Some(session) = self.sessions.get_mut(index) else { return false };
+        let pool = &mut self.pools[self.setup.services[session.service as usize].pool];
+        let client = session.tuple.remote.addr;
+        let lease = match pool.lease(now, client, address, &mut self.rng) {
+            Ok(lease) => lease,
+            Err(_) => {
+                self.tally.note(Event::PoolExhausted);
+                return false;
+            }
+        };
+        let tuple = Tuple::new(lease.local(), address);
+        let tag = Tag { session: index, leg: Leg::Origin }.pack();
+        match self.stack.connect(now, tuple, hop, tag, &mut self.answers) {
+            Ok(id) => {
+                session.origin = OriginLeg::Dialling(id, lease);
+                true
+            }
+            Err(refusal) => {
+                tracing::debug!(%address, ?refusal, "cannot open a connection to the origin");
+                self.tally.note(Event::DialRefused);
+                pool.release(lease, now, Release::Free);
+                false
+            }
+        }
+    }
+
+    /// The handshake with the origin did not complete: counts why, and goes on to the next address.
+    pub(crate) fn redial(
+        &mut self,
+        now: Instant,
+        index: u32,
+        id: ConnId,
+        reason: CloseReason,
+    ) {
+        let event = match reason {
+            CloseReason::Refused | CloseReason::ResetByPeer => Event::OriginRefused,
+            CloseReason::Panicked => Event::Panicked,
+            _ => Event::OriginUnanswered,
+        };
+        self.tally.note(event);
+        if let Some(tuple) = self.stack.tuple(id) {
+            tracing::debug!(address = %tuple.remote, reason = event.name(), "no connection to the origin");
+        }
+        self.end_origin(now, index);
+        self.dial(now, index);
+    }
+
+    /// Gives the origin's connection and its lease back.
+    pub(crate) fn end_origin(&mut self, now: Instant, index: u32) {
+        let Some(session) = self.sessions.get_mut(index) else { return };
+        let leg = std::mem::replace(&mut session.origin, OriginLeg::Gone);
+        let (OriginLeg::Dialling(id, lease) | OriginLeg::Open(id, lease)) = leg else { return };
+        let tuple = self.stack.tuple(id);
+        self.stack.release(id);
+        // The TCP layer remembers what has to rest; whatever it does not remember can be used again.
+        let rests = tuple.is_some_and(|tuple| self.stack.contains(&tuple));
+        let release = if rests { Release::TimeWait } else { Release::Free };
+        let pool = self.setup.services[session.service as usize].pool;
+        self.pools[pool].release(lease, now, release);
+    }
+
+    /// Gives every connection to an origin its next hop anew: after a change of routes or stations.
+    pub(crate) fn renew_hops(&mut self) {
+        let indices: Vec<_> = self.sessions.indices().collect();
+        for index in indices {
+            let origin = self.sessions.get_mut(index).and_then(|s| s.origin.connection());
+            if let Some(id) = origin
+                && let Some(tuple) = self.stack.tuple(id)
+                && let NextHop::Ready(hop) =
+                    self.neighbours.next_hop(&self.setup, tuple.remote.addr)
+            {
+                self.stack.set_path(id, hop);
+            }
+        }
+    }
+}

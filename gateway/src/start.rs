@@ -1,0 +1,456 @@
+//! From a configuration to a running gateway, and back to a host without one.
+//!
+//! Order: facts of the host are checked → XDP programs attached (passing everything) → sockets bound
+//! and fill rings full → XSKMAP → workers run → rules → steering on. Going down is the reverse.
+
+use std::{
+    io,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use headgate_ebpf::{OnDead as SteerOnDead, Protocol, map};
+use rand::{RngCore, SeedableRng, rngs::StdRng};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use crate::{
+    admin::{Admin, AdminError},
+    config::{self, Attach, Bind, Config, ConfigError, OnDead},
+    directory::Directory,
+    exchange::Exchange,
+    host::{self, HostError, HostFacts, Interface},
+    neighbours::Neighbours,
+    netlink::{Mirror, NetlinkError},
+    origin::Origin,
+    overview::Overview,
+    packet_port::{Packets, Rules, Shield},
+    plane::{Parts, Plane},
+    pool::{Pool, Share},
+    port::{Nic, Port},
+    setup::Setup,
+    steer::{AttachMode, Pulse, SteerError, Steering},
+    waker::Waker,
+    worker::{Desk, Order, Worker, clock, instant},
+    xsk::{BindError, BindMode, QueueSpec, Xsk},
+};
+
+/// How packets get to and from the NICs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PortKind {
+    /// XDP and AF_XDP rings
+    Xdp,
+    /// AF_PACKET sockets, for machines without XDP: slower, one worker
+    Packet,
+}
+
+/// Why the gateway does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration does not fit this host.
+    #[error("the configuration does not fit this host")]
+    Config(Vec<ConfigError>),
+    /// The host could not be asked.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The kernel's tables could not be read.
+    #[error(transparent)]
+    Mirror(#[from] NetlinkError),
+    /// Traffic could not be steered.
+    #[error(transparent)]
+    Steer(#[from] SteerError),
+    /// A socket could not be bound.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A packet socket could not be opened.
+    #[error("cannot open a packet socket: {0}; run as root, or with CAP_NET_RAW and CAP_NET_ADMIN")]
+    Packet(io::Error),
+    /// The kernel cannot be kept from answering.
+    #[error("cannot keep the kernel from answering for the services: {0}")]
+    Shield(io::Error),
+    /// The admin socket is not to be had.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The TCP layer does not work with this build.
+    #[error("the TCP layer refuses to start: {0}")]
+    Stack(String),
+    /// The system refused a thread, a descriptor or a signal handler.
+    #[error("the system refuses a resource: {0}")]
+    System(io::Error),
+    /// A worker is gone.
+    #[error("worker {0} died: this is a bug, please report it with the log; traffic goes to the kernel")]
+    WorkerDied(usize),
+    /// Frames are missing at the end.
+    #[error("worker {0} lost frames: this is a bug, please report it with the output of `headgate status`")]
+    NotConserved(usize),
+}
+
+/// How often a queue that was just given up is tried again, and how far apart.
+const BIND_PATIENCE: (u32, Duration) = (50, Duration::from_millis(20));
+/// How often the main thread looks for signals and dead workers.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Serves until SIGTERM or SIGINT, then drains and stops.
+///
+/// # Errors
+/// Whatever keeps the gateway from running; nothing is attached then.
+pub fn run(config: &Config, kind: PortKind) -> Result<(), StartError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(StartError::System)?;
+    let facts = HostFacts::read()?;
+    for warning in host::check_against_host(config, &facts).map_err(StartError::Config)? {
+        tracing::warn!("{warning}");
+    }
+    let nics = interfaces(config, &facts)?;
+    let mirror = Mirror::start()?;
+    let gateway = match kind {
+        PortKind::Xdp => start_xdp(config, &nics, &mirror)?,
+        PortKind::Packet => start_packet(config, &nics, &mirror)?,
+    };
+    let admin = Admin::listen(&config.gateway.admin, {
+        let overview = gateway.overview.clone();
+        move || overview.status()
+    })?;
+    tracing::info!(services = config.services.len(), workers = gateway.threads.len(), "serving");
+    let outcome = gateway.serve(config, &mut signals);
+    drop(admin);
+    let stopped = gateway.stop();
+    outcome.and(stopped)
+}
+
+/// A running gateway. Fields go in this order.
+#[derive(Debug)]
+struct Gateway {
+    threads: Vec<JoinHandle<()>>,
+    desks: Vec<Arc<Desk>>,
+    overview: Arc<Overview>,
+    _shield: Option<Shield>,
+}
+
+impl Gateway {
+    /// Waits for a signal, and then for the workers' clients to leave.
+    fn serve(&self, config: &Config, signals: &mut Signals) -> Result<(), StartError> {
+        let mut drain_until = None;
+        loop {
+            for _ in signals.pending() {
+                if drain_until.is_some() {
+                    tracing::info!("second signal: not waiting any longer");
+                    return Ok(());
+                }
+                tracing::info!(limit = ?config.gateway.drain, "draining");
+                drain_until = Some(clock() + config.gateway.drain);
+                self.overview.set_draining();
+                self.order(Order::Drain);
+            }
+            if let Some(dead) = self.threads.iter().position(JoinHandle::is_finished) {
+                return Err(StartError::WorkerDied(dead));
+            }
+            if let Some(until) = drain_until {
+                // A report that is older than the order does not count.
+                let drained = clock() + config.gateway.drain >= until + 2 * LOOK;
+                let sessions: usize = self.desks.iter().map(|desk| desk.report().sessions).sum();
+                if (sessions == 0 && drained) || clock() >= until {
+                    tracing::info!(sessions, "drained");
+                    return Ok(());
+                }
+            }
+            thread::park_timeout(LOOK);
+        }
+    }
+
+    /// Ends the workers, and says whether every frame was accounted for.
+    fn stop(self) -> Result<(), StartError> {
+        self.order(Order::Stop);
+        let mut outcome = Ok(());
+        for (index, thread) in self.threads.into_iter().enumerate() {
+            if thread.join().is_err() {
+                outcome = Err(StartError::WorkerDied(index));
+            } else if !self.desks[index].report().is_conserved() {
+                tracing::error!(worker = index, report = ?self.desks[index].report(), "frames lost");
+                outcome = Err(StartError::NotConserved(index));
+            }
+        }
+        // What the kernel gets from here on is no longer ours.
+        self.overview.detach();
+        tracing::info!("stopped");
+        outcome
+    }
+
+    fn order(&self, order: Order) {
+        for desk in &self.desks {
+            desk.order(order);
+        }
+    }
+}
+
+/// The interface of each configured NIC.
+fn interfaces(config: &Config, facts: &HostFacts) -> Result<Vec<Interface>, StartError> {
+    let found = config.nics.iter().map(|nic| {
+        facts.interface(&nic.name).cloned().ok_or_else(|| {
+            StartError::System(io::Error::other(format!("interface {} has gone", nic.name)))
+        })
+    });
+    found.collect()
+}
+
+fn start_xdp(
+    config: &Config,
+    interfaces: &[Interface],
+    mirror: &Mirror,
+) -> Result<Gateway, StartError> {
+    let mut steerings = Vec::new();
+    for (index, nic) in config.nics.iter().enumerate() {
+        let modes: &[_] = match nic.attach {
+            Attach::Auto => &[AttachMode::Native, AttachMode::Generic],
+            Attach::Native => &[AttachMode::Native],
+            Attach::Generic => &[AttachMode::Generic],
+        };
+        let pools = config.pools.iter().map(|pool| pool.addresses.len()).sum::<usize>();
+        let room = (pools as u32).max(map::MAX_POOLS);
+        steerings.push(Steering::attach(&nic.name, interfaces[index].index, modes, room)?);
+    }
+    let queues: Vec<u32> = config
+        .nics
+        .iter()
+        .zip(interfaces)
+        .map(|(nic, found)| {
+            nic.queues.or(found.queues).unwrap_or(1).min(map::MAX_QUEUES)
+        })
+        .collect();
+    let count = queues.iter().copied().max().unwrap_or(1) as usize;
+    let wakers = wakers(count)?;
+    let mut ports = Vec::new();
+    let mut pulses: Vec<Vec<Pulse>> = Vec::new();
+    let mut modes = Vec::new();
+    for (worker, waker) in wakers.iter().enumerate() {
+        let (port, mode) = bind(config, &queues, worker as u32, waker)?;
+        let mut hearts = Vec::new();
+        for (nic, queue, socket) in port.sockets() {
+            steerings[nic as usize].add_socket(queue, socket)?;
+            hearts.push(steerings[nic as usize].pulse(queue)?);
+        }
+        ports.push(port);
+        pulses.push(hearts);
+        modes.push(mode);
+    }
+    for (index, (nic, steering)) in config.nics.iter().zip(&steerings).enumerate() {
+        let (attach, bind) = (steering.mode().name(), modes[0].name());
+        tracing::info!(nic = nic.name, attach, bind, queues = queues[index], "attached");
+        if steering.mode() == AttachMode::Generic {
+            tracing::warn!(nic = nic.name, "generic XDP: slower than the driver's own");
+        }
+    }
+    let mut gateway = spawn(config, interfaces, mirror, wakers, ports, pulses)?;
+    for steering in &mut steerings {
+        install(config, steering)?;
+    }
+    let nics = queues.into_iter().map(|queues| (queues, modes[0].name().into())).collect();
+    Arc::get_mut(&mut gateway.overview)
+        .ok_or_else(|| StartError::System(io::Error::other("the overview is shared already")))?
+        .attached(steerings, nics);
+    Ok(gateway)
+}
+
+fn start_packet(
+    config: &Config,
+    interfaces: &[Interface],
+    mirror: &Mirror,
+) -> Result<Gateway, StartError> {
+    tracing::warn!("AF_PACKET port: every packet is copied and costs a system call");
+    let mut rules = Rules::default();
+    for service in &config.services {
+        for listen in &service.listen {
+            rules.add_service(Protocol::Tcp, listen.address);
+        }
+    }
+    for pool in &config.pools {
+        for &address in &pool.addresses {
+            rules.add_pool(Protocol::Tcp, address, (pool.ports.first(), pool.ports.last()));
+        }
+    }
+    rules.block(&config.blocked);
+    let shield = Shield::raise(&rules).map_err(StartError::Shield)?;
+    let wakers = wakers(1)?;
+    let names: Vec<(Nic, String)> =
+        config.nics.iter().enumerate().map(|(i, nic)| (i as Nic, nic.name.clone())).collect();
+    let frames = config.nics.iter().map(|nic| nic.frames).sum();
+    let port = Packets::open(&names, frames, rules, wakers[0].clone()).map_err(StartError::Packet)?;
+    let mut gateway = spawn(config, interfaces, mirror, wakers, vec![port], vec![Vec::new()])?;
+    gateway._shield = Some(shield);
+    Ok(gateway)
+}
+
+/// One worker for each port.
+fn spawn<P: Port + Send + 'static>(
+    config: &Config,
+    interfaces: &[Interface],
+    mirror: &Mirror,
+    wakers: Vec<Waker>,
+    ports: Vec<P>,
+    pulses: Vec<Vec<Pulse>>,
+) -> Result<Gateway, StartError> {
+    let nics: Vec<_> =
+        interfaces.iter().map(|found| (found.index, found.mac.unwrap_or_default())).collect();
+    let workers = ports.len();
+    let setup = Arc::new(Setup::new(config, &nics, workers));
+    let mut secrets = StdRng::from_os_rng();
+    let mut key = [0; 16];
+    secrets.fill_bytes(&mut key);
+    let mut hash_key = [0; 16];
+    secrets.fill_bytes(&mut hash_key);
+    let exchange = Arc::new(Exchange::new(wakers.clone()));
+    let connections = config.tcp.max_connections.saturating_add(config.tcp.max_half_open);
+    let directory = (workers > 1).then(|| {
+        let handshake = config.tcp.handshake.into();
+        Arc::new(Directory::new(connections.saturating_mul(workers), handshake, key))
+    });
+    let mtu = interfaces.iter().map(|found| found.mtu as usize).min().unwrap_or(1500);
+    let desks: Vec<_> = wakers.into_iter().map(|waker| Arc::new(Desk::new(waker))).collect();
+    let mut threads = Vec::new();
+    for (me, (port, pulses)) in ports.into_iter().zip(pulses).enumerate() {
+        let mut secret = [0; 32];
+        secrets.fill_bytes(&mut secret);
+        let mut seed = [0; 32];
+        secrets.fill_bytes(&mut seed);
+        let now = instant(clock());
+        let stack = userspace_tcp::Stack::new(stack_config(config, mtu), secret, now)
+            .map_err(|error| StartError::Stack(error.to_string()))?;
+        let plane = Plane::new(Parts {
+            me,
+            setup: setup.clone(),
+            stack,
+            max_sessions: config.tcp.max_connections.div_ceil(2),
+            pools: pools(config, me, workers, hash_key),
+            origins: config
+                .origins
+                .iter()
+                .map(|origin| Origin::new(origin.addresses.clone(), origin.family))
+                .collect(),
+            neighbours: Neighbours::mirrored(mirror),
+            exchange: exchange.clone(),
+            directory: directory.clone(),
+            seed,
+        });
+        let worker = Worker {
+            plane,
+            port,
+            pulses,
+            beat: config.gateway.heartbeat_limit / 5,
+            desk: desks[me].clone(),
+        };
+        let thread = thread::Builder::new().name(format!("worker-{me}"));
+        threads.push(thread.spawn(move || worker.run()).map_err(StartError::System)?);
+    }
+    let overview = Arc::new(Overview::new(config, desks.clone()));
+    Ok(Gateway { threads, desks, overview, _shield: None })
+}
+
+/// Binds a worker's sockets: zero-copy on all its NICs, or copy on all, since they share memory.
+fn bind(
+    config: &Config,
+    queues: &[u32],
+    worker: u32,
+    waker: &Waker,
+) -> Result<(Xsk, BindMode), StartError> {
+    let served = config.nics.iter().enumerate().filter(|(index, _)| worker < queues[*index]);
+    let specs: Vec<_> = served
+        .map(|(index, nic)| QueueSpec {
+            nic: index as Nic,
+            name: nic.name.clone(),
+            queue: worker,
+            ring: nic.ring,
+            frames: nic.frames,
+        })
+        .collect();
+    let modes: &[_] = if config.nics.iter().any(|nic| nic.bind == Bind::Copy) {
+        &[BindMode::Copy]
+    } else if config.nics.iter().any(|nic| nic.bind == Bind::ZeroCopy) {
+        &[BindMode::ZeroCopy]
+    } else {
+        &[BindMode::ZeroCopy, BindMode::Copy]
+    };
+    let (patience, apart) = BIND_PATIENCE;
+    let mut refusal = None;
+    for &mode in modes {
+        match Xsk::bind(&specs, mode, waker.clone(), patience, || thread::park_timeout(apart)) {
+            Ok(port) => return Ok((port, mode)),
+            Err(error) => {
+                tracing::debug!(%error, "AF_XDP mode not to be had");
+                refusal = Some(error);
+            }
+        }
+    }
+    Err(refusal.map_or_else(|| StartError::System(io::Error::other("no mode")), Into::into))
+}
+
+/// Tells the XDP program of one NIC what is ours, and switches it on.
+fn install(config: &Config, steering: &mut Steering) -> Result<(), StartError> {
+    steering.block(&config.blocked)?;
+    for (index, pool) in config.pools.iter().enumerate() {
+        let mut users = config.services.iter().filter(|service| service.pool == index);
+        let on_dead = if users.any(|service| service.on_dead == OnDead::Drop) {
+            SteerOnDead::Drop
+        } else {
+            SteerOnDead::Pass
+        };
+        let ports = (pool.ports.first(), pool.ports.last());
+        for &address in &pool.addresses {
+            steering.add_pool(Protocol::Tcp, address, ports, on_dead)?;
+        }
+    }
+    for (index, service) in config.services.iter().enumerate() {
+        let on_dead = match service.on_dead {
+            OnDead::Drop => SteerOnDead::Drop,
+            OnDead::Pass => SteerOnDead::Pass,
+        };
+        for listen in &service.listen {
+            steering.add_service(Protocol::Tcp, listen.address, index as u32, on_dead)?;
+        }
+    }
+    let limit = u64::try_from(config.gateway.heartbeat_limit.as_nanos()).unwrap_or(u64::MAX);
+    steering.enable(limit)?;
+    Ok(())
+}
+
+fn wakers(count: usize) -> Result<Vec<Waker>, StartError> {
+    (0..count).map(|_| Waker::new()).collect::<Result<_, _>>().map_err(StartError::System)
+}
+
+fn pools(config: &Config, worker: usize, workers: usize, secret: [u8; 16]) -> Vec<Pool> {
+    let time_wait = config.tcp.time_wait.into();
+    let share = |pool: &'_ config::Pool| {
+        Pool::new(&Share {
+            addresses: &pool.addresses,
+            ports: pool.ports,
+            method: pool.method,
+            max_pairs: pool.max_pairs,
+            time_wait,
+            worker,
+            workers,
+            secret,
+        })
+    };
+    config.pools.iter().map(share).collect()
+}
+
+fn stack_config(config: &Config, mtu: usize) -> userspace_tcp::Config {
+    userspace_tcp::Config {
+        mtu: u16::try_from(mtu).unwrap_or(u16::MAX).min(MAX_MTU),
+        receive_buffer: config.tcp.receive_buffer,
+        send_buffer: config.tcp.send_buffer,
+        max_connections: config.tcp.max_connections,
+        max_half_open: config.tcp.max_half_open,
+        handshake_timeout: config.tcp.handshake.into(),
+        connect_timeout: config.tcp.handshake.into(),
+        idle_timeout: config.tcp.idle.into(),
+        fin_wait_timeout: config.tcp.fin_wait.into(),
+        time_wait: config.tcp.time_wait.into(),
+        ..userspace_tcp::Config::default()
+    }
+}
+
+/// The largest IP packet that fits a frame, in bytes.
+const MAX_MTU: u16 = (crate::xsk::CAPACITY - crate::hop::ETHERNET) as u16;
