@@ -22,7 +22,7 @@ pub(super) fn link(message: &LinkMessage) -> (u32, Link) {
         name: String::new(),
         mac: None,
         mtu: 0,
-        up: message.header.flags.contains(LinkFlags::Up | LinkFlags::Running),
+        up: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
     };
     for attribute in &message.attributes {
         match attribute {
