@@ -1,5 +1,8 @@
 use super::*;
 
+/// What is different about the host, in words and in deed.
+type Change = (&'static str, fn(&mut HostFacts));
+
 #[test]
 fn a_fitting_host_has_no_complaints() {
     assert_eq!(check_against_host(&config(), &facts()), Ok(Vec::new()));
@@ -8,7 +11,7 @@ fn a_fitting_host_has_no_complaints() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let mut messages = String::new();
-    let changes: &[(&str, fn(&mut HostFacts))] = &[
+    let changes: &[Change] = &[
         ("no such interface", |facts| facts.interfaces[1].name = "gcx".to_owned()),
         ("not Ethernet", |facts| facts.interfaces[1].mac = None),
         ("another /sys", |facts| facts.interfaces[1].queues = None),
@@ -43,7 +46,7 @@ fn what_does_not_fit_is_refused() {
 #[test]
 fn what_may_be_amiss_is_a_warning() {
     let mut messages = String::new();
-    let changes: &[(&str, fn(&mut HostFacts))] = &[
+    let changes: &[Change] = &[
         ("down", |facts| facts.interfaces[0].up = false),
         ("ephemeral ports", |facts| facts.reserved_ports.clear()),
         ("ephemeral ports, some reserved", |facts| {
