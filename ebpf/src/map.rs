@@ -418,3 +418,82 @@ const fn address_of(bytes: &[u8; 20]) -> IpAddr {
 
 const V4: u8 = 4;
 const V6: u8 = 6;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn keys_survive_the_map(address: SocketAddr, is_tcp: bool) {
+            let protocol = if is_tcp { Protocol::Tcp } else { Protocol::Udp };
+            // What a map cannot hold: scope and flow label of a socket address.
+            let address = SocketAddr::new(address.ip(), address.port());
+            let endpoint = Endpoint::from_bytes(Endpoint::new(protocol, address).to_bytes()).unwrap();
+            prop_assert_eq!((endpoint.protocol(), endpoint.address()), (protocol, address));
+
+            let key = PoolKey::from_bytes(PoolKey::new(protocol, address.ip()).to_bytes()).unwrap();
+            prop_assert_eq!((key.protocol(), key.address()), (protocol, address.ip()));
+            prop_assert_eq!(endpoint.pool_key(), key);
+        }
+
+        #[test]
+        fn any_bytes_are_a_rule(bytes: [u8; 8]) {
+            let rule = ServiceRule::from_bytes(bytes);
+            let again = ServiceRule::new(rule.service(), rule.on_dead());
+            prop_assert_eq!((again.service(), again.on_dead()), (rule.service(), rule.on_dead()));
+
+            let rule = PoolRule::from_bytes(bytes);
+            let again = PoolRule::new(rule.first(), rule.last(), rule.on_dead());
+            prop_assert_eq!((again.first(), again.last()), (rule.first(), rule.last()));
+        }
+
+        #[test]
+        fn a_prefix_holds_the_addresses_that_share_its_bits(a: [u8; 16], b: [u8; 16], length in 0_u8..=128) {
+            let (a, b) = (u128::from_be_bytes(a), u128::from_be_bytes(b));
+            let shared = (a ^ b).leading_zeros();
+            let prefix = BlockedPrefix::new(Ipv6Addr::from(a).into(), length).unwrap();
+            prop_assert_eq!(prefix.contains(Ipv6Addr::from(b).into()), shared >= u32::from(length));
+            prop_assert!(prefix.contains(Ipv6Addr::from(a).into()));
+        }
+    }
+
+    #[test]
+    fn an_endpoint_stands_in_network_order() {
+        let endpoint = Endpoint::new(Protocol::Tcp, "198.51.100.80:8080".parse().unwrap());
+        let mut expected = [0; Endpoint::SIZE];
+        expected[..8].copy_from_slice(&[4, 6, 0x1f, 0x90, 198, 51, 100, 80]);
+        assert_eq!(endpoint.to_bytes(), expected);
+    }
+
+    #[test]
+    fn bytes_that_are_no_key_are_refused() {
+        let good = Endpoint::new(Protocol::Udp, "[2001:db8::1]:53".parse().unwrap()).to_bytes();
+        for (at, octet) in [(0, 0), (0, 5), (1, 0), (1, 1)] {
+            let mut bad = good;
+            bad[at] = octet;
+            assert_eq!(Endpoint::from_bytes(bad), None);
+        }
+        assert_eq!(PoolKey::from_bytes(good), None, "a port in a pool key");
+    }
+
+    #[test]
+    fn prefixes_lose_their_host_bits_and_have_no_more_bits_than_the_address() {
+        let v4 = |length| BlockedPrefix::new(Ipv4Addr::new(203, 0, 113, 255).into(), length);
+        assert_eq!(v4(0), Some(BlockedPrefix::V4 { length: 0, data: [0; 4] }));
+        assert_eq!(v4(20), Some(BlockedPrefix::V4 { length: 20, data: [203, 0, 112, 0] }));
+        assert_eq!(v4(32), Some(BlockedPrefix::V4 { length: 32, data: [203, 0, 113, 255] }));
+        assert_eq!(v4(33), None);
+        assert_eq!(BlockedPrefix::new(Ipv6Addr::LOCALHOST.into(), 129), None);
+    }
+
+    #[test]
+    fn a_fresh_map_is_switched_off() {
+        assert!(!Settings::from_words([0; Settings::WORDS]).is_enabled());
+        let settings = Settings::from_words(Settings::enabled(500).to_words());
+        assert!(settings.is_enabled());
+        assert_eq!(settings.heartbeat_limit_ns(), 500);
+    }
+}
