@@ -1,13 +1,24 @@
 //! What every worker knows of the configuration, in the form that packets need.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use hashbrown::HashMap;
+use userspace_tcp::{Instant, Stack, StartError};
 
 use crate::{
-    config::{Checksums, Config, ProxyProtocol},
-    pool::PortRange,
+    config::{self, Checksums, Config, ProxyProtocol},
+    directory::Directory,
+    exchange::Exchange,
+    hop::ETHERNET,
+    neighbours::Neighbours,
+    origin::Origin,
+    plane::{Parts, Plane},
+    pool::{Pool, PortRange, Share},
     port::Nic,
+    waker::Waker,
 };
 
 /// The configuration of the data plane, shared by all workers and never changed.
@@ -31,8 +42,21 @@ pub struct NicSetup {
     pub ifindex: u32,
     /// Its station address.
     pub mac: [u8; 6],
+    /// Bytes of an IP packet that fit.
+    pub mtu: u32,
     /// Who verifies checksums.
     pub checksums: userspace_tcp::Checksums,
+}
+
+/// A NIC as the host knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct NicFacts {
+    /// Its interface index.
+    pub ifindex: u32,
+    /// Its station address.
+    pub mac: [u8; 6],
+    /// Bytes of an IP packet that fit.
+    pub mtu: u32,
 }
 
 /// A service as packets see it.
@@ -49,14 +73,14 @@ pub struct ServiceSetup {
 }
 
 impl Setup {
-    /// The setup of a configuration for so many workers; `nics` gives interface index and station
-    /// address of each NIC, in the configuration's order.
+    /// The setup of a configuration for so many workers; `nics` are its NICs, in its order.
     #[must_use]
-    pub fn new(config: &Config, nics: &[(u32, [u8; 6])], workers: usize) -> Self {
-        let nics = config.nics.iter().zip(nics).map(|(nic, &(ifindex, mac))| NicSetup {
+    pub fn new(config: &Config, nics: &[NicFacts], workers: usize) -> Self {
+        let nics = config.nics.iter().zip(nics).map(|(nic, facts)| NicSetup {
             name: nic.name.clone(),
-            ifindex,
-            mac,
+            ifindex: facts.ifindex,
+            mac: facts.mac,
+            mtu: facts.mtu,
             checksums: match nic.checksums {
                 Checksums::Verify => userspace_tcp::Checksums::Verify,
                 Checksums::Trust => userspace_tcp::Checksums::Trust,
@@ -100,4 +124,117 @@ impl Setup {
     pub fn nic_of(&self, ifindex: u32) -> Option<Nic> {
         self.nics.iter().position(|nic| nic.ifindex == ifindex).map(|index| index as Nic)
     }
+}
+
+/// What the workers of a gateway have in common.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// The configuration of the data plane.
+    pub setup: Arc<Setup>,
+    /// The inboxes of the workers.
+    pub exchange: Arc<Exchange>,
+    /// Who owns which connection, if there are several workers.
+    pub directory: Option<Arc<Directory>>,
+    pool_secret: [u8; 16],
+}
+
+/// Randomness for one worker, known to nobody else.
+#[derive(Clone, Copy, Debug)]
+pub struct Secrets {
+    /// Keys the table of connections and their initial sequence numbers.
+    pub stack: [u8; 32],
+    /// Seeds the choice of addresses and ports.
+    pub seed: [u8; 32],
+}
+
+impl Shared {
+    /// One worker for each bell. `secret` keys what the workers share.
+    #[must_use]
+    pub fn new(config: &Config, nics: &[NicFacts], wakers: Vec<Waker>, secret: [u8; 32]) -> Self {
+        let workers = wakers.len();
+        let (directory_key, pool_secret) = split(secret);
+        let connections = config.tcp.max_connections.saturating_add(config.tcp.max_half_open);
+        let directory = (workers > 1).then(|| {
+            let capacity = connections.saturating_mul(workers);
+            Arc::new(Directory::new(capacity, config.tcp.handshake.into(), directory_key))
+        });
+        Self {
+            setup: Arc::new(Setup::new(config, nics, workers)),
+            exchange: Arc::new(Exchange::new(wakers)),
+            directory,
+            pool_secret,
+        }
+    }
+
+    /// The data plane of worker `me`.
+    ///
+    /// # Errors
+    /// When the TCP layer does not work with this build.
+    pub fn plane(
+        &self,
+        config: &Config,
+        me: usize,
+        neighbours: Neighbours,
+        secrets: Secrets,
+        now: Instant,
+    ) -> Result<Plane, StartError> {
+        let origins = config.origins.iter();
+        Ok(Plane::new(Parts {
+            me,
+            setup: self.setup.clone(),
+            stack: Stack::new(self.stack_config(config), secrets.stack, now)?,
+            max_sessions: config.tcp.max_connections.div_ceil(2),
+            pools: self.pools(config, me),
+            origins: origins
+                .map(|origin| Origin::new(origin.addresses.clone(), origin.family))
+                .collect(),
+            neighbours,
+            exchange: self.exchange.clone(),
+            directory: self.directory.clone(),
+            seed: secrets.seed,
+        }))
+    }
+
+    fn pools(&self, config: &Config, worker: usize) -> Vec<Pool> {
+        let share = |pool: &config::Pool| {
+            Pool::new(&Share {
+                addresses: &pool.addresses,
+                ports: pool.ports,
+                method: pool.method,
+                max_pairs: pool.max_pairs,
+                time_wait: config.tcp.time_wait.into(),
+                worker,
+                workers: self.exchange.workers(),
+                secret: self.pool_secret,
+            })
+        };
+        config.pools.iter().map(share).collect()
+    }
+
+    fn stack_config(&self, config: &Config) -> userspace_tcp::Config {
+        let mtu = self.setup.nics.iter().map(|nic| nic.mtu).min().unwrap_or(1500);
+        userspace_tcp::Config {
+            mtu: u16::try_from(mtu).unwrap_or(u16::MAX).min(MAX_MTU),
+            receive_buffer: config.tcp.receive_buffer,
+            send_buffer: config.tcp.send_buffer,
+            max_connections: config.tcp.max_connections,
+            max_half_open: config.tcp.max_half_open,
+            handshake_timeout: config.tcp.handshake.into(),
+            connect_timeout: config.tcp.handshake.into(),
+            idle_timeout: config.tcp.idle.into(),
+            fin_wait_timeout: config.tcp.fin_wait.into(),
+            time_wait: config.tcp.time_wait.into(),
+            ..userspace_tcp::Config::default()
+        }
+    }
+}
+
+/// The largest IP packet that fits a frame, in bytes.
+const MAX_MTU: u16 = (crate::exchange::PARCEL - ETHERNET) as u16;
+
+fn split(secret: [u8; 32]) -> ([u8; 16], [u8; 16]) {
+    let mut halves = ([0; 16], [0; 16]);
+    halves.0.copy_from_slice(&secret[..16]);
+    halves.1.copy_from_slice(&secret[16..]);
+    halves
 }

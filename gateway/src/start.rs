@@ -12,7 +12,7 @@ use std::{
 
 use clap::ValueEnum;
 use headgate_ebpf::{OnDead as SteerOnDead, Protocol, map};
-use rand::{RngCore, SeedableRng, rngs::StdRng};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
@@ -20,19 +20,14 @@ use signal_hook::{
 
 use crate::{
     admin::{Admin, AdminError},
-    config::{self, Attach, Bind, Config, ConfigError, OnDead},
-    directory::Directory,
-    exchange::Exchange,
+    config::{Attach, Bind, Config, ConfigError, OnDead},
     host::{self, HostError, HostFacts, Interface},
     neighbours::Neighbours,
     netlink::{Mirror, NetlinkError},
-    origin::Origin,
     overview::Overview,
     packet_port::{Packets, Rules, Shield},
-    plane::{Parts, Plane},
-    pool::{Pool, Share},
     port::{Nic, Port},
-    setup::Setup,
+    setup::{NicFacts, Secrets, Shared},
     steer::{AttachMode, Pulse, SteerError, Steering},
     waker::Waker,
     worker::{Desk, Order, Worker, clock, instant},
@@ -77,7 +72,7 @@ pub enum StartError {
     Admin(#[from] AdminError),
     /// The TCP layer does not work with this build.
     #[error("the TCP layer refuses to start: {0}")]
-    Stack(String),
+    Stack(#[from] userspace_tcp::StartError),
     /// The system refused a thread, a descriptor or a signal handler.
     #[error("the system refuses a resource: {0}")]
     System(io::Error),
@@ -292,60 +287,27 @@ fn spawn<P: Port + Send + 'static>(
     ports: Vec<P>,
     pulses: Vec<Vec<Pulse>>,
 ) -> Result<Gateway, StartError> {
-    let nics: Vec<_> =
-        interfaces.iter().map(|found| (found.index, found.mac.unwrap_or_default())).collect();
-    let workers = ports.len();
-    let setup = Arc::new(Setup::new(config, &nics, workers));
-    let mut secrets = StdRng::from_os_rng();
-    let mut key = [0; 16];
-    secrets.fill_bytes(&mut key);
-    let mut hash_key = [0; 16];
-    secrets.fill_bytes(&mut hash_key);
-    let exchange = Arc::new(Exchange::new(wakers.clone()));
-    let connections = config.tcp.max_connections.saturating_add(config.tcp.max_half_open);
-    let directory = (workers > 1).then(|| {
-        let handshake = config.tcp.handshake.into();
-        Arc::new(Directory::new(connections.saturating_mul(workers), handshake, key))
-    });
-    let mtu = interfaces.iter().map(|found| found.mtu as usize).min().unwrap_or(1500);
+    let nics: Vec<_> = interfaces.iter().map(facts_of).collect();
+    let mut random = StdRng::from_os_rng();
+    let shared = Shared::new(config, &nics, wakers.clone(), random.random());
     let desks: Vec<_> = wakers.into_iter().map(|waker| Arc::new(Desk::new(waker))).collect();
     let mut threads = Vec::new();
     for (me, (port, pulses)) in ports.into_iter().zip(pulses).enumerate() {
-        let mut secret = [0; 32];
-        secrets.fill_bytes(&mut secret);
-        let mut seed = [0; 32];
-        secrets.fill_bytes(&mut seed);
-        let now = instant(clock());
-        let stack = userspace_tcp::Stack::new(stack_config(config, mtu), secret, now)
-            .map_err(|error| StartError::Stack(error.to_string()))?;
-        let plane = Plane::new(Parts {
-            me,
-            setup: setup.clone(),
-            stack,
-            max_sessions: config.tcp.max_connections.div_ceil(2),
-            pools: pools(config, me, workers, hash_key),
-            origins: config
-                .origins
-                .iter()
-                .map(|origin| Origin::new(origin.addresses.clone(), origin.family))
-                .collect(),
-            neighbours: Neighbours::mirrored(mirror),
-            exchange: exchange.clone(),
-            directory: directory.clone(),
-            seed,
-        });
-        let worker = Worker {
-            plane,
-            port,
-            pulses,
-            beat: config.gateway.heartbeat_limit / 5,
-            desk: desks[me].clone(),
-        };
+        let secrets = Secrets { stack: random.random(), seed: random.random() };
+        let neighbours = Neighbours::mirrored(mirror);
+        let plane = shared.plane(config, me, neighbours, secrets, instant(clock()))?;
+        let beat = config.gateway.heartbeat_limit / 5;
+        let worker = Worker { plane, port, pulses, beat, desk: desks[me].clone() };
         let thread = thread::Builder::new().name(format!("worker-{me}"));
         threads.push(thread.spawn(move || worker.run()).map_err(StartError::System)?);
     }
     let overview = Arc::new(Overview::new(config, desks.clone()));
     Ok(Gateway { threads, desks, overview, _shield: None })
+}
+
+fn facts_of(found: &Interface) -> NicFacts {
+    let mac = found.mac.unwrap_or_default();
+    NicFacts { ifindex: found.index, mac, mtu: found.mtu }
 }
 
 /// Binds a worker's sockets: zero-copy on all its NICs, or copy on all, since they share memory.
@@ -418,39 +380,3 @@ fn install(config: &Config, steering: &mut Steering) -> Result<(), StartError> {
 fn wakers(count: usize) -> Result<Vec<Waker>, StartError> {
     (0..count).map(|_| Waker::new()).collect::<Result<_, _>>().map_err(StartError::System)
 }
-
-fn pools(config: &Config, worker: usize, workers: usize, secret: [u8; 16]) -> Vec<Pool> {
-    let time_wait = config.tcp.time_wait.into();
-    let share = |pool: &'_ config::Pool| {
-        Pool::new(&Share {
-            addresses: &pool.addresses,
-            ports: pool.ports,
-            method: pool.method,
-            max_pairs: pool.max_pairs,
-            time_wait,
-            worker,
-            workers,
-            secret,
-        })
-    };
-    config.pools.iter().map(share).collect()
-}
-
-fn stack_config(config: &Config, mtu: usize) -> userspace_tcp::Config {
-    userspace_tcp::Config {
-        mtu: u16::try_from(mtu).unwrap_or(u16::MAX).min(MAX_MTU),
-        receive_buffer: config.tcp.receive_buffer,
-        send_buffer: config.tcp.send_buffer,
-        max_connections: config.tcp.max_connections,
-        max_half_open: config.tcp.max_half_open,
-        handshake_timeout: config.tcp.handshake.into(),
-        connect_timeout: config.tcp.handshake.into(),
-        idle_timeout: config.tcp.idle.into(),
-        fin_wait_timeout: config.tcp.fin_wait.into(),
-        time_wait: config.tcp.time_wait.into(),
-        ..userspace_tcp::Config::default()
-    }
-}
-
-/// The largest IP packet that fits a frame, in bytes.
-const MAX_MTU: u16 = (crate::xsk::CAPACITY - crate::hop::ETHERNET) as u16;
