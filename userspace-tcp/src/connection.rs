@@ -290,10 +290,10 @@ impl<P, E: Engine> Connection<P, E> {
     /// The four cases of RFC 9293 section 3.4, table 6.
     fn is_acceptable(&self, segment: &Segment, rcv_nxt: u32) -> bool {
         let begins = !seq::before(segment.seq, rcv_nxt) && seq::before(segment.seq, self.sent.edge);
-        let end = segment.payload_end();
         begins
             || segment.seq == rcv_nxt && segment.payload_len() == 0
-            || seq::after(end, rcv_nxt) && !seq::after(end, self.sent.edge)
+            || seq::after(segment.end(), rcv_nxt)
+                && !seq::after(segment.payload_end(), self.sent.edge)
     }
 
     fn is_newer_window(&self, segment: &Segment) -> bool {
@@ -336,7 +336,8 @@ impl<P, E: Engine> Connection<P, E> {
         Some(Header {
             tuple: self.tuple.reversed(),
             seq: fin,
-            ack: self.snd_una(),
+            // What it acknowledges may not have been told to the engine yet.
+            ack: seq::later(self.snd_una(), self.peer.wl2),
             flags: Flags::FIN.with(Flags::ACK),
             window: self.peer.window,
             options: SynOptions::default(),
@@ -417,6 +418,9 @@ impl<P, E: Engine> Connection<P, E> {
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> usize {
+        if self.closed.is_some() {
+            return 0;
+        }
         let sent = self.engine.send(bytes);
         self.written = self.written.wrapping_add(sent as u32);
         sent

@@ -12,7 +12,8 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpEndpoint};
 
 use crate::config::Config;
-use crate::device::{self, Line, Wire};
+pub use crate::device::Line;
+use crate::device::{self, Wire};
 use crate::emit::{Emit, Sent, Swallow};
 use crate::header::{self, Header, SynOptions};
 use crate::isn;

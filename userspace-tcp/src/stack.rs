@@ -284,7 +284,12 @@ impl<P: Copy, E: Engine> Stack<P, E> {
 
     /// How many bytes were received and not consumed.
     pub fn received_len(&self, id: ConnId) -> usize {
-        self.connection(id).map_or(0, |connection| connection.engine.received_len())
+        match self.connection(id) {
+            Some(connection) if connection.closed != Some(CloseReason::Panicked) => {
+                connection.engine.received_len()
+            }
+            _ => 0,
+        }
     }
 
     /// Gives up the first `len` received bytes, and so opens the window. Returns how many there were.

@@ -1,6 +1,8 @@
 //! Two stacks and the wire between them, in virtual time.
 #![allow(dead_code, unreachable_pub, reason = "every test file uses another part")]
 
+pub mod packet;
+
 use std::net::SocketAddr;
 
 use userspace_tcp::{
@@ -210,6 +212,29 @@ impl Pair {
         }
         self.now = end;
         sent
+    }
+
+    /// Carries so many bytes from the server to the client, and looks at every one.
+    pub fn download(&mut self, server: ConnId, client: ConnId, len: usize) {
+        let Self { server: from, client: to, .. } = self;
+        std::mem::swap(from, to);
+        self.upload(server, client, len);
+        let Self { server: from, client: to, .. } = self;
+        std::mem::swap(from, to);
+    }
+
+    /// The same from the client to the server.
+    pub fn upload(&mut self, client: ConnId, server: ConnId, len: usize) {
+        let data = pattern(len);
+        let (mut sent, mut received) = (0, vec![]);
+        let end = self.now + secs(60);
+        while received.len() < len {
+            sent += self.client.send(self.now, client, &data[sent..]);
+            self.pass(millis(1));
+            received.extend(self.server.read(self.now, server));
+            assert!(self.now < end, "stuck at {} of {len}", received.len());
+        }
+        assert!(received == data, "bytes changed");
     }
 
     pub fn connect(&mut self, tuple: Tuple) -> ConnId {
