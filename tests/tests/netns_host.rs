@@ -119,7 +119,9 @@ fn stopping_finishes_what_is_under_way_and_takes_nothing_new() {
 fn start(lab: &Lab, on_dead: &'static str) -> Headgate {
     let mut services = four_pairs(8000);
     services.iter_mut().for_each(|service| service.on_dead = on_dead);
-    lab.headgate(&GatewayConfig::new(lab.queues(), services).render()).unwrap()
+    let mut config = GatewayConfig::new(lab.queues(), services);
+    config.heartbeat_limit = Duration::from_millis(500);
+    lab.headgate(&config.render()).unwrap()
 }
 
 fn origin(lab: &Lab) -> Origin {

@@ -24,7 +24,7 @@ fn through(lab: &Lab, origin: SocketAddr) -> Headgate {
 
 fn gateway(lab: &Lab, services: Vec<ServiceConfig>) -> Headgate {
     let mut config = GatewayConfig::new(lab.queues(), services);
-    config.extra = "[tcp]\nhandshake = \"2s\"\nidle = \"4s\"\n".to_owned();
+    config.extra = "[tcp]\nhandshake = \"2s\"\nidle = \"8s\"\n".to_owned();
     lab.headgate(&config.render()).unwrap()
 }
 
@@ -162,7 +162,8 @@ fn the_next_address_of_an_origin_serves_when_the_first_refuses() {
     service.origin = vec![bad[0], bad[1], good];
     let headgate = gateway(&lab, vec![service]);
     for seed in 0..6 {
-        let transfer = get(&lab, &format!("/bytes/1000?seed={seed}")).success().unwrap();
+        let transfer = get(&lab, &format!("/bytes/1000?seed={seed}")).success();
+        let transfer = transfer.unwrap_or_else(|error| panic!("{error}\n{}", headgate.log()));
         assert_eq!(transfer.sha256, pattern::sha256(1000, seed));
     }
     headgate.settle(Duration::from_secs(20)).unwrap();

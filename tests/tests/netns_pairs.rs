@@ -27,7 +27,9 @@ fn two_hundred_transfers_at_once_over_each_pair_arrive_whole() {
 
     for service in &services {
         let faults = at_once(&lab, service, &uploads, &downloads);
-        assert!(faults.is_empty(), "{}: {faults:#?}\n{}", service.name, headgate.log());
+        let status = headgate.status().unwrap();
+        let log = headgate.log();
+        assert!(faults.is_empty(), "{}: {faults:#?}\n{log}\n{status:#}", service.name);
     }
     let strangers: Vec<SocketAddr> =
         origin.peers().into_iter().filter(|peer| !in_pool(peer.ip())).collect();

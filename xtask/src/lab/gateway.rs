@@ -68,13 +68,14 @@ impl ServiceConfig {
 }
 
 impl GatewayConfig {
-    /// `services` on `queues` queues, everything else as an operator would start out.
+    /// `services` on `queues` queues. A lab's machine is small and busy: a worker may wait long for
+    /// its turn, and is not to be taken for one that hangs.
     pub fn new(queues: u32, services: Vec<ServiceConfig>) -> GatewayConfig {
         GatewayConfig {
             queues,
             method: "hash",
             drain: Duration::from_secs(2),
-            heartbeat_limit: Duration::from_millis(500),
+            heartbeat_limit: Duration::from_secs(10),
             services,
             extra: String::new(),
         }
@@ -316,7 +317,7 @@ mod tests {
     fn a_configuration_names_everything() {
         let text = GatewayConfig::new(4, four_pairs(80)).render();
         for part in [
-            "admin = \"{admin}\"\ndrain = \"2000ms\"\nheartbeat-limit = \"500ms\"\n",
+            "admin = \"{admin}\"\ndrain = \"2000ms\"\nheartbeat-limit = \"10000ms\"\n",
             "[nic.gc]\nqueues = 4\n\n[nic.go]\nqueues = 4\n",
             "addresses = [\"192.0.2.16-192.0.2.31\", \"2001:db8:2::10-2001:db8:2::1f\"]",
             "[origin.v6-v4]\naddresses = [\"192.0.2.80:80\"]\nfamily = \"any\"\n\n\
