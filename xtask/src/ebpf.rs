@@ -141,7 +141,10 @@ fn compare(object: &[u8], prebuilt: &Path) -> Result<()> {
 
 /// The repository's root, without symbolic links, as cargo would name it.
 fn checkout() -> Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // What cargo says now: a checkout that moved takes its old binaries along.
+    let package = env::var_os("CARGO_MANIFEST_DIR");
+    let package = package.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let root = Path::new(&package).join("..");
     root.canonicalize().with_context(|| format!("cannot find {}", root.display()))
 }
 
