@@ -60,7 +60,8 @@ pub fn run(options: &Options) -> Result<()> {
         files: vec![("bulk".to_owned(), work::BULK_BYTES, 1)],
         ..NginxConfig::default()
     })?;
-    let mut report = Report::new(options.queues, plan.rounds, idle_share()?);
+    let mut report = Report::new(options.queues, plan.rounds);
+    report.busy(busy_share()?);
     for round in 1..=plan.rounds {
         for &peer in &peers {
             println!("bench: round {round} of {}, {}", plan.rounds, peer.name());
@@ -73,6 +74,7 @@ pub fn run(options: &Options) -> Result<()> {
             report.echo(echo::measure(&lab, size, plan.run)?);
         }
     }
+    report.busy(busy_share()?);
     println!("\n{}", report.render());
     let file = options.json.clone().unwrap_or_else(|| target_directory().join("bench.json"));
     if let Some(folder) = file.parent() {
@@ -105,8 +107,8 @@ fn measure(lab: &Lab, peer: Peer, plan: &Plan, report: &mut Report) -> Result<()
     running.stop()
 }
 
-/// How much of the machine was busy before the measurement, from 0 to 1.
-fn idle_share() -> Result<f64> {
+/// How much of the machine is busy for a second, from 0 to 1.
+fn busy_share() -> Result<f64> {
     let before = cpu::Sample::take(&[])?;
     let watched = Duration::from_secs(1);
     std::thread::sleep(watched);
