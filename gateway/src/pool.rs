@@ -9,6 +9,7 @@
 
 mod bitmap;
 mod ports;
+mod side;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
@@ -20,13 +21,14 @@ use userspace_tcp::{Duration, Instant};
 
 use self::bitmap::Bitmap;
 pub use self::ports::PortRange;
+use self::side::Side;
 use crate::origin::Family;
 
 /// How the pool address for a flow is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     /// By a keyed hash of the client's address: the same client gets the same address, and adding one of N addresses
-    /// moves about one client in N (rendezvous hashing). Costs about a nanosecond per address of the pool.
+    /// moves about one client in N. (From 256 addresses to 257 another hashing takes over, and most clients move once.)
     Hash,
     /// In turn.
     RoundRobin,
@@ -82,19 +84,13 @@ pub struct Pool {
     census: Census,
 }
 
-/// The addresses of one family.
-#[derive(Debug)]
-struct Side {
-    addresses: Box<[IpAddr]>,
-    hashes: Box<[u64]>,
-    turn: usize,
-}
-
 /// The ports of one address towards one origin.
 #[derive(Debug)]
 struct Pair {
     target: u32,
     address: u32,
+    /// Where it stands in the target's list.
+    place: usize,
     used: Bitmap,
 }
 
@@ -106,7 +102,8 @@ struct Target {
     full: Bitmap,
     /// Cooling tuples, oldest first, as they were numbered.
     cooling: VecDeque<u64>,
-    pairs: u32,
+    /// Its pairs, in no order.
+    pairs: Vec<u32>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -164,7 +161,9 @@ impl Pool {
     /// The share of one worker. Nothing is allocated per port yet.
     pub fn new(share: &Share<'_>) -> Self {
         let hasher = Keyed(share.secret);
-        let side = |family| Side::new(share, family, &hasher);
+        let side = |family| {
+            Side::new(share.addresses, family, share.worker, |address| hasher.hash_one(address))
+        };
         Self {
             v4: side(Family::V4),
             v6: side(Family::V6),
@@ -285,16 +284,11 @@ impl Pool {
     fn choose(&mut self, client: IpAddr, origin: SocketAddr, rng: &mut impl Rng) -> u32 {
         let (method, hash) = (self.method, self.hasher.hash_one(client));
         let side = self.side(origin);
-        let count = side.addresses.len();
-        let chosen = match method {
-            Method::Hash => side.rendezvous(hash),
-            Method::RoundRobin => {
-                side.turn = (side.turn + 1) % count;
-                side.turn
-            }
-            Method::Random => rng.random_range(0..count),
-        };
-        chosen as u32
+        match method {
+            Method::Hash => side.by_hash(hash),
+            Method::RoundRobin => side.in_turn(),
+            Method::Random => rng.random_range(0..side.addresses.len() as u32),
+        }
     }
 
     fn side(&mut self, origin: SocketAddr) -> &mut Side {
@@ -325,17 +319,13 @@ impl Pool {
         Some(self.lease_of(pair, port))
     }
 
-    /// At the limit of pairs: an address after the chosen one that has a pair, among the next few.
+    /// At the limit of pairs: a port of a pair that is there, the same one for the same choice while it lasts.
     fn take_existing(&mut self, target: u32, chosen: u32) -> Option<Lease> {
-        let full = &self.targets[target as usize].full;
-        let mut address = chosen;
-        for _ in 0..TRIED_AT_PAIR_LIMIT {
-            address = full.first_clear_from((address + 1) % full.len())?;
-            if let Some(&pair) = self.pair_of.get(&(target, address)) {
-                return Some(self.take_port(pair));
-            }
-        }
-        None
+        let pairs = &self.targets[target as usize].pairs;
+        let start = chosen as usize % pairs.len().max(1);
+        let round = pairs[start..].iter().chain(&pairs[..start]).take(TRIED_AT_PAIR_LIMIT);
+        let open = round.copied().find(|pair| !self.pairs[*pair as usize].used.is_full())?;
+        Some(self.take_port(open))
     }
 
     fn lease_of(&mut self, pair: u32, port: u32) -> Lease {
@@ -362,14 +352,16 @@ impl Pool {
         };
         let ports = self.ports_per_address() as u32;
         let pair = self.spare_pairs.pop().unwrap_or_else(|| {
-            self.pairs.push(Pair { target, address, used: Bitmap::new(ports) });
+            self.pairs.push(Pair { target, address, place: 0, used: Bitmap::new(ports) });
             (self.pairs.len() - 1) as u32
         });
         let found = &mut self.pairs[pair as usize];
         (found.target, found.address) = (target, address);
         found.used.start_at(rng.random_range(0..ports));
         self.pair_of.insert((target, address), pair);
-        self.targets[target as usize].pairs += 1;
+        let siblings = &mut self.targets[target as usize].pairs;
+        self.pairs[pair as usize].place = siblings.len();
+        siblings.push(pair);
         self.census.pairs += 1;
         Ok(pair)
     }
@@ -377,8 +369,12 @@ impl Pool {
     fn new_target(&mut self, origin: SocketAddr) -> u32 {
         let addresses = self.side(origin).addresses.len() as u32;
         // A spare one may be of the other family, and its bitmap of another length.
-        let fresh =
-            Target { origin, full: Bitmap::new(addresses), cooling: VecDeque::new(), pairs: 0 };
+        let fresh = Target {
+            origin,
+            full: Bitmap::new(addresses),
+            cooling: VecDeque::new(),
+            pairs: Vec::new(),
+        };
         let target = match self.spare_targets.pop() {
             Some(spare) => {
                 self.targets[spare as usize] = fresh;
@@ -407,29 +403,18 @@ impl Pool {
         if !found.used.is_empty() {
             return;
         }
-        self.pair_of.remove(&(found.target, found.address));
+        let (number, address, place) = (found.target, found.address, found.place);
+        self.pair_of.remove(&(number, address));
         self.spare_pairs.push(pair);
         self.census.pairs -= 1;
-        target.pairs -= 1;
-        if target.pairs == 0 {
-            self.target_of.remove(&target.origin);
-            self.spare_targets.push(found.target);
+        target.pairs.swap_remove(place);
+        if let Some(&moved) = target.pairs.get(place) {
+            self.pairs[moved as usize].place = place;
         }
-    }
-}
-
-impl Side {
-    fn new(share: &Share<'_>, family: Family, hasher: &Keyed) -> Self {
-        let of_family = |address: &&IpAddr| Family::of(**address) == family;
-        let addresses: Box<[IpAddr]> = share.addresses.iter().filter(of_family).copied().collect();
-        let hashes = addresses.iter().map(|address| hasher.hash_one(address)).collect();
-        Self { addresses, hashes, turn: share.worker }
-    }
-
-    /// The address with the highest weight for this client; the weight depends on nothing but the two.
-    fn rendezvous(&self, client: u64) -> usize {
-        let weight = |(_, hash): &(usize, &u64)| mix(client ^ **hash);
-        self.hashes.iter().enumerate().max_by_key(weight).map_or(0, |(index, _)| index)
+        if target.pairs.is_empty() {
+            self.target_of.remove(&target.origin);
+            self.spare_targets.push(number);
+        }
     }
 }
 
@@ -472,13 +457,6 @@ impl std::fmt::Debug for Keyed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Keyed")
     }
-}
-
-/// The finalizer of MurmurHash3: every bit of the input changes every bit of the output with probability one half.
-fn mix(mut bits: u64) -> u64 {
-    bits = (bits ^ (bits >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    bits = (bits ^ (bits >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    bits ^ (bits >> 33)
 }
 
 /// A tuple in TIME-WAIT is not leased again before.

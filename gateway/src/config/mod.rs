@@ -142,7 +142,7 @@ pub struct Pool {
     /// `method`: how the address for a flow is chosen. Default `hash`.
     pub method: Method,
     /// `max-pairs`: most (pool address, origin address) pairs with a port in use at a time, per worker; each costs
-    /// up to 8 KiB. Default 4096.
+    /// up to 8 KiB. At the limit flows share the pairs that are there. Default 4096.
     pub max_pairs: usize,
 }
 

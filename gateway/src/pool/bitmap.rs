@@ -1,6 +1,6 @@
 //! A set of small numbers, of which the next missing one is found quickly.
 
-/// A set of numbers below [`Bitmap::len`].
+/// A set of numbers below `len`.
 #[derive(Debug, Clone)]
 pub(super) struct Bitmap {
     /// Bits at and beyond `len` are set.
@@ -20,10 +20,6 @@ impl Bitmap {
             *last = !0 << (len % 64);
         }
         Self { words, len, count: 0, next: 0 }
-    }
-
-    pub(super) fn len(&self) -> u32 {
-        self.len
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -122,15 +122,69 @@ fn pairs_are_bounded_and_used_before_a_client_is_refused() {
 }
 
 #[test]
+fn at_the_limit_of_pairs_flows_share_those_that_are_there() {
+    let addresses: Vec<IpAddr> = (0..1000).map(client_at).collect();
+    let share = Share { max_pairs: 10, ..share(&addresses, 40, Method::Random) };
+    let (mut pool, mut rng) = (Pool::new(&share), rng());
+    let mut leases: Vec<_> = (0..400)
+        .map(|n| pool.lease(NOW, client_at(n), address(ORIGIN_A), &mut rng).unwrap())
+        .collect();
+    let tuples: HashSet<_> = leases.iter().map(Lease::local).collect();
+    assert_eq!(tuples.len(), 400);
+    let refused = pool.lease(NOW, client(1), address(ORIGIN_A), &mut rng).unwrap_err();
+    assert_eq!(refused, Refused::PairLimit);
+    // Any order of return leaves consistent lists.
+    for n in (0..400).rev() {
+        pool.release(leases.swap_remove((n * 7) % leases.len()), NOW, Release::Free);
+        if n % 3 == 0 {
+            leases.push(
+                pool.lease(NOW, client(1), address(ORIGIN_B), &mut rng)
+                    .or_else(|_| pool.lease(NOW, client(1), address(ORIGIN_A), &mut rng))
+                    .unwrap(),
+            );
+        }
+    }
+    return_all(&mut pool, leases);
+}
+
+#[test]
 fn hash_keeps_clients_and_adding_an_address_moves_its_share() {
-    let before: Vec<IpAddr> = (1..=9).map(|n| IpAddr::from([192, 0, 2, n])).collect();
-    let after: Vec<IpAddr> = (1..=10).map(|n| IpAddr::from([192, 0, 2, n])).collect();
-    let (old, same, new) = (choices(&before), choices(&before), choices(&after));
-    assert_eq!(old, same, "the same client, the same address");
-    let moved: Vec<_> = old.iter().zip(&new).filter(|(old, new)| old != new).collect();
-    assert!(moved.iter().all(|(_, new)| **new == after[9]), "clients move to the new address only");
-    let share = moved.len() as f64 / CLIENTS as f64;
-    assert!((0.085..0.115).contains(&share), "{share} of the clients moved");
+    for count in [9u32, 300, 2000] {
+        let after: Vec<IpAddr> = (0..=count).map(client_at).collect();
+        let before = &after[..count as usize];
+        let (old, same, new) = (choices(before), choices(before), choices(&after));
+        assert_eq!(old, same, "the same client, the same address");
+        let moved: Vec<_> = old.iter().zip(&new).filter(|(old, new)| old != new).collect();
+        let added = after[count as usize];
+        assert!(
+            moved.iter().all(|(_, new)| **new == added),
+            "clients move to the new address only"
+        );
+        // Binomial, within five standard deviations.
+        let expected = f64::from(CLIENTS) / f64::from(count + 1);
+        let difference = (moved.len() as f64 - expected).abs();
+        assert!(difference < 5.0 * expected.sqrt(), "{} of {expected} moved", moved.len());
+    }
+}
+
+#[test]
+fn hash_spreads_clients_evenly_over_many_addresses() {
+    for count in [256u32, 257, 2000] {
+        let addresses: Vec<IpAddr> = (0..count).map(client_at).collect();
+        let mut counts = HashMap::<IpAddr, u32>::new();
+        for address in choices(&addresses) {
+            *counts.entry(address).or_default() += 1;
+        }
+        // Chi square with count - 1 degrees of freedom, within five standard deviations.
+        let expected = f64::from(CLIENTS) / f64::from(count);
+        let square = |address| {
+            let seen = f64::from(counts.get(address).copied().unwrap_or(0));
+            (seen - expected).powi(2) / expected
+        };
+        let chi: f64 = addresses.iter().map(square).sum();
+        let freedom = f64::from(count - 1);
+        assert!((chi - freedom).abs() < 5.0 * (2.0 * freedom).sqrt(), "{chi} for {count}");
+    }
 }
 
 #[test]
