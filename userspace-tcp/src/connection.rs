@@ -454,3 +454,15 @@ impl Peer {
 const CHALLENGE_INTERVAL: Duration = Duration::from_millis(500);
 /// A segment of the usual size.
 const WORTHWHILE_UPDATE: usize = 1460;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::SmolEngine;
+
+    #[test]
+    fn a_connection_without_its_socket_is_small() {
+        let size = size_of::<Option<Connection<[u8; 8], SmolEngine>>>();
+        assert!(size <= 320, "{size} bytes");
+    }
+}

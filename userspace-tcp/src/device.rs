@@ -95,6 +95,7 @@ impl<P, O: Emit<P>> phy::TxToken for Permit<'_, P, O> {
         let written = out.emit(path, len, |packet| {
             catch_unwind(AssertUnwindSafe(|| {
                 let written = f(packet);
+                sent.straighten(packet);
                 finish_checksum(packet, tuple);
                 sent.note(packet);
                 written

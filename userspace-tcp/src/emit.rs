@@ -33,6 +33,19 @@ pub(crate) struct Sent {
 }
 
 impl Sent {
+    /// Gives a bare acknowledgment the sequence number SND.NXT of RFC 9293 section 3.10.7.4: smoltcp gives it the one that it
+    /// went back to for a retransmission. A peer that has received more finds that one outside of its window and ignores
+    /// the acknowledgment; if both sides went back, none would ever hear the other again.
+    pub(crate) fn straighten(&self, packet: &mut [u8]) {
+        let tcp_at = if packet[0] >> 4 == 4 { usize::from(packet[0] & 0x0f) * 4 } else { 40 };
+        let tcp = &mut packet[tcp_at..];
+        let is_bare = Flags::from_bits(tcp[13] & !Flags::PSH.bits()) == Flags::ACK
+            && tcp.len() == usize::from(tcp[12] >> 4) * 4;
+        if is_bare && self.packets > 0 {
+            tcp[4..8].copy_from_slice(&self.max.to_be_bytes());
+        }
+    }
+
     /// Takes note of a packet with valid headers that is about to leave.
     pub(crate) fn note(&mut self, packet: &[u8]) {
         let tcp_at = if packet[0] >> 4 == 4 { usize::from(packet[0] & 0x0f) * 4 } else { 40 };

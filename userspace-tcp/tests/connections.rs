@@ -350,6 +350,22 @@ fn splicing_moves_everything_and_waits_for_room() {
 }
 
 #[test]
+fn a_full_receive_buffer_is_not_emptied_in_crumbs() {
+    let small = Config { send_buffer: 2000, receive_buffer: 8000, ..Config::default() };
+    let mut pair = Pair::with(Config::default(), small);
+    let (from_client, from) = pair.open(v4(1));
+    let (_, to) = pair.open(v4(2));
+    pair.client.send(pair.now, from_client, &pattern(20_000));
+    pair.pass(millis(100));
+    assert_eq!(pair.server.stack.received_len(from), 8000);
+    pair.server.stack.send(to, &pattern(1900));
+    assert_eq!(pair.server.stack.splice(from, to), 0, "100 bytes are not worth a window update");
+    pair.server.stack.flush(pair.now, to, &mut pair.server.out);
+    pair.pass(millis(100));
+    assert_eq!(pair.server.stack.splice(from, to), 2000);
+}
+
+#[test]
 fn packets_are_no_larger_than_the_path_allows() {
     let mut pair = Pair::new();
     let (client, server) = pair.open(v4(1));

@@ -225,6 +225,27 @@ fn a_fin_that_comes_with_old_data_is_taken() {
 }
 
 #[test]
+fn the_acknowledgment_of_a_fin_with_old_data_counts() {
+    let mut victim = Victim::new();
+    victim.receive(&victim.data(0, b"hello"));
+    victim.ack = victim.send(b"response")[0].end();
+    victim.receive(&Packet { flags: Flags::FIN.with(Flags::ACK), ..victim.data(0, b"hello") });
+    assert_eq!(victim.server.stack.queued(victim.id), 0);
+}
+
+#[test]
+fn acknowledgments_are_old_only_beyond_the_scaled_window() {
+    let mut victim = Victim::new();
+    let begin = victim.ack;
+    while victim.ack.wrapping_sub(begin) < 200_000 {
+        victim.ack = victim.send(&pattern(1460))[0].end();
+        victim.receive(&victim.flags(Flags::ACK, victim.seq));
+    }
+    victim.receive(&Packet::data(v4(1), victim.seq, begin.wrapping_add(50_000), b"late"));
+    assert_eq!(victim.read(), b"late");
+}
+
+#[test]
 fn a_full_buffer_takes_nothing_more_and_answers_probes() {
     let mut victim = Victim::with(Config { receive_buffer: 2000, ..Config::default() });
     victim.receive(&victim.data(0, &pattern(1000)));

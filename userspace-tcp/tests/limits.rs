@@ -63,6 +63,27 @@ fn data_that_is_never_acknowledged_times_out() {
 }
 
 #[test]
+fn slow_progress_is_progress() {
+    let mut pair = Pair::new();
+    let (client, _) = pair.open(v4(1));
+    pair.client.send(pair.now, client, &pattern(100));
+    let sent = packet::read(&pair.client.out.packets[0]);
+    for n in 1..10 {
+        // There is always something unacknowledged, but never the same.
+        pair.pass_alone(secs(40));
+        let ack = sent.seq.wrapping_add(10 * n);
+        let acknowledgment = Packet::new(v4(1).reversed(), Flags::ACK, sent.ack, ack);
+        pair.client.receive(pair.now, &acknowledgment.bytes(), true);
+        assert_eq!(pair.client.status(client), OPEN);
+    }
+    assert_eq!(pair.client.stack.queued(client), 10);
+    pair.pass_alone(secs(59));
+    assert_eq!(pair.client.status(client), OPEN);
+    pair.pass_alone(secs(2));
+    assert_ends(&mut pair, client, CloseReason::RetransmissionTimeout);
+}
+
+#[test]
 fn a_fin_that_is_never_acknowledged_times_out() {
     let mut pair = Pair::new();
     let (client, _) = pair.open(v4(1));
@@ -191,6 +212,24 @@ fn time_wait_ends_at_its_time() {
         pair.pass(millis(1));
         pair.client.assert_empty();
     }
+}
+
+#[test]
+fn a_repeated_fin_begins_time_wait_again() {
+    let mut pair = Pair::new();
+    let (client, server) = pair.open(v4(1));
+    pair.client.close(pair.now, client);
+    pair.exchange();
+    pair.server.close(pair.now, server);
+    let fin = pair.server.out.packets[0].clone();
+    pair.exchange();
+    pair.client.stack.release(client);
+    pair.pass(secs(50));
+    pair.client.receive(pair.now, &fin, true);
+    pair.pass(secs(50));
+    assert!(pair.client.stack.contains(&v4(1)));
+    pair.pass(secs(11));
+    pair.client.assert_empty();
 }
 
 fn assert_ends(pair: &mut Pair, client: ConnId, reason: CloseReason) {
