@@ -41,6 +41,30 @@ fn segments(criterion: &mut Criterion) {
                 server.stack.flush(NOW, id, &mut server.out);
             });
         });
+        // The same in batches of 64, as they come from a ring.
+        group.throughput(Throughput::Elements(BATCH as u64));
+        group.bench_function(format!("{count} connections, batches of 64"), |bencher| {
+            let mut packets = vec![[0; 140]; BATCH];
+            let mut ids = Vec::with_capacity(BATCH);
+            bencher.iter(|| {
+                let segments: [Segment; BATCH] = std::array::from_fn(|n| {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let client = &mut clients[(random >> 33) as usize % count];
+                    client.write_next(&mut packets[n]);
+                    Segment::parse(&packets[n], Checksums::Trust).expect("valid")
+                });
+                server.stack.anticipate(&segments);
+                for (segment, packet) in segments.iter().zip(&mut packets) {
+                    ids.push(server.ingress(segment, packet).expect("touched"));
+                }
+                for id in ids.drain(..) {
+                    let n = server.stack.received(id).len();
+                    server.stack.consume(id, black_box(n));
+                    server.stack.flush(NOW, id, &mut server.out);
+                }
+            });
+        });
+        group.throughput(Throughput::Elements(1));
     }
 }
 
@@ -174,21 +198,32 @@ impl Server {
 
     fn step(&mut self, packet: &mut [u8]) -> Option<ConnId> {
         let segment = Segment::parse(packet, Checksums::Trust).expect("valid");
-        match self.stack.ingress(NOW, &segment, packet, 0, &mut self.out) {
+        self.ingress(&segment, packet)
+    }
+
+    fn ingress(&mut self, segment: &Segment, packet: &mut [u8]) -> Option<ConnId> {
+        match self.stack.ingress(NOW, segment, packet, 0, &mut self.out) {
             Ingress::Accepted(id) | Ingress::Touched(id) => Some(id),
             Ingress::NewSyn => {
-                self.stack.accept(NOW, &segment, 0, 0, &mut self.out).expect("accepted");
+                self.stack.accept(NOW, segment, 0, 0, &mut self.out).expect("accepted");
                 None
             }
             other => panic!("{other:?}"),
         }
     }
 
-    /// The next segment of a client, written into `packet` by hand: checksums are not looked at.
     fn receive(&mut self, client: &mut Client, packet: &mut [u8]) -> ConnId {
+        client.write_next(packet);
+        self.step(packet).expect("touched")
+    }
+}
+
+impl Client {
+    /// Its next segment, written by hand: checksums are not looked at.
+    fn write_next(&mut self, packet: &mut [u8]) {
         let len = packet.len();
         let (IpAddr::V4(source), IpAddr::V4(destination)) =
-            (client.tuple.local.addr, client.tuple.remote.addr)
+            (self.tuple.local.addr, self.tuple.remote.addr)
         else {
             unreachable!("all are IPv4")
         };
@@ -197,13 +232,12 @@ impl Server {
         packet[8..10].copy_from_slice(&[64, 6]);
         packet[12..16].copy_from_slice(&source.octets());
         packet[16..20].copy_from_slice(&destination.octets());
-        packet[20..22].copy_from_slice(&client.tuple.local.port.to_be_bytes());
-        packet[22..24].copy_from_slice(&client.tuple.remote.port.to_be_bytes());
-        packet[24..28].copy_from_slice(&client.seq.to_be_bytes());
-        packet[28..32].copy_from_slice(&client.ack.to_be_bytes());
+        packet[20..22].copy_from_slice(&self.tuple.local.port.to_be_bytes());
+        packet[22..24].copy_from_slice(&self.tuple.remote.port.to_be_bytes());
+        packet[24..28].copy_from_slice(&self.seq.to_be_bytes());
+        packet[28..32].copy_from_slice(&self.ack.to_be_bytes());
         packet[32..36].copy_from_slice(&[0x50, 0x10, 0xff, 0xff]);
-        client.seq = client.seq.wrapping_add(len as u32 - 40);
-        self.step(packet).expect("touched")
+        self.seq = self.seq.wrapping_add(len as u32 - 40);
     }
 }
 
@@ -232,3 +266,4 @@ fn tuple(n: u32) -> Tuple {
 }
 
 const NOW: Instant = Instant::from_micros_const(1_000_000_000);
+const BATCH: usize = 64;

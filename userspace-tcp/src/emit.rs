@@ -41,7 +41,7 @@ impl Sent {
         let tcp = &mut packet[tcp_at..];
         let is_bare = Flags::from_bits(tcp[13] & !Flags::PSH.bits()) == Flags::ACK
             && tcp.len() == usize::from(tcp[12] >> 4) * 4;
-        if is_bare && self.packets > 0 {
+        if is_bare {
             tcp[4..8].copy_from_slice(&self.max.to_be_bytes());
         }
     }

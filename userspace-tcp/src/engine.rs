@@ -58,6 +58,10 @@ pub trait Engine: Sized {
 
     /// The state (RFC 9293 section 3.3.2).
     fn state(&self) -> State;
+    /// Reads something of every part that a segment will need, only to have it in the cache. The result means nothing.
+    fn touch(&self) -> usize {
+        self.received_len() + self.queued()
+    }
 
     /// Bytes in order that were not consumed yet.
     fn received_len(&self) -> usize;
@@ -253,6 +257,19 @@ impl Engine for SmolEngine {
 
     fn state(&self) -> State {
         self.socket().state()
+    }
+
+    fn touch(&self) -> usize {
+        let socket = self.socket();
+        socket.recv_queue()
+            + socket.send_queue()
+            + socket.state() as usize
+            + usize::from(socket.nagle_enabled())
+            + usize::from(socket.local_endpoint().is_some())
+            + usize::from(socket.timeout().is_some())
+            + usize::from(socket.ack_delay().is_some())
+            + usize::from(socket.keep_alive().is_some())
+            + usize::from(socket.congestion_control() == CongestionControl::Cubic)
     }
 
     fn received_len(&self) -> usize {

@@ -36,8 +36,20 @@ impl Table {
         }
     }
 
+    pub(crate) fn hash(&self, tuple: &Tuple) -> u64 {
+        hash(&self.hasher, tuple)
+    }
+
     pub(crate) fn find(&self, tuple: &Tuple, tuples: &impl Tuples) -> Option<Place> {
-        let hash = hash(&self.hasher, tuple);
+        self.find_hashed(self.hash(tuple), tuple, tuples)
+    }
+
+    pub(crate) fn find_hashed(
+        &self,
+        hash: u64,
+        tuple: &Tuple,
+        tuples: &impl Tuples,
+    ) -> Option<Place> {
         self.places
             .find(hash, |packed| tuples.tuple(Place::unpack(*packed)).as_ref() == Some(tuple))
             .map(|packed| Place::unpack(*packed))

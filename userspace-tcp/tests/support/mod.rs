@@ -61,6 +61,7 @@ impl Host {
     pub fn receive(&mut self, now: Instant, packet: &[u8], flush: bool) -> Option<Ingress> {
         let mut packet = packet.to_vec();
         let segment = Segment::parse(&packet, Checksums::Verify).ok()?;
+        self.stack.anticipate([&segment]);
         let ingress = self.stack.ingress(now, &segment, &mut packet, (), &mut self.out);
         match ingress {
             Ingress::NewSyn if self.listens => {
