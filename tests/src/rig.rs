@@ -1,0 +1,358 @@
+//! The data plane between a client and an origin, all in memory.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use headgate::{
+    config::Config,
+    memory_port::Memory,
+    neighbours::Neighbours,
+    plane::Plane,
+    port::{Batch, Nic, Port},
+    routes::{Link, Neighbour, NeighbourState, Route, RouteHop, Routes},
+    setup::{NicFacts, Secrets, Shared},
+    tally::{Event, Reason, Tally},
+    waker::Waker,
+};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use userspace_tcp::{Duration, Instant};
+
+use crate::{
+    hosts::{Client, Manner, OriginHost},
+    wire::{Impairment, Wire},
+};
+
+/// Where services listen, in the rig: origin over IPv4, and over IPv6, for clients of each family.
+pub const SERVICES: [&str; 4] =
+    ["198.51.100.80:80", "198.51.100.81:80", "[2001:db8:1::80]:80", "[2001:db8:1::81]:80"];
+
+/// The configuration of the rig.
+pub const CONFIG: &str = r#"
+[nic.client]
+frames = 512
+ring = 128
+
+[nic.origin]
+frames = 512
+ring = 128
+
+[tcp]
+max-connections = 512
+max-half-open = 256
+receive-buffer = "32KiB"
+send-buffer = "64KiB"
+
+[pool.main]
+addresses = ["192.0.2.16-192.0.2.17", "2001:db8:2::10-2001:db8:2::11"]
+ports = "20000-20999"
+method = "random"
+
+[origin.v4]
+addresses = ["192.0.2.80:80"]
+
+[origin.v6]
+addresses = ["[2001:db8:2::80]:80"]
+
+[service.v4-v4]
+mode = "tcp"
+listen = ["198.51.100.80:80"]
+origin = "v4"
+pool = "main"
+
+[service.v4-v6]
+mode = "tcp"
+listen = ["198.51.100.81:80"]
+origin = "v6"
+pool = "main"
+
+[service.v6-v4]
+mode = "tcp"
+listen = ["[2001:db8:1::80]:80"]
+origin = "v4"
+pool = "main"
+
+[service.v6-v6]
+mode = "tcp"
+listen = ["[2001:db8:1::81]:80"]
+origin = "v6"
+pool = "main"
+"#;
+
+/// What a rig is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct RigConfig {
+    /// How many workers.
+    pub workers: usize,
+    /// What the wires do.
+    pub impairment: Impairment,
+    /// How the origin behaves.
+    pub manner: Manner,
+    /// Whether packets arrive at any worker, instead of always the same for a flow.
+    pub scatter: bool,
+    /// Whether the origin's station is known.
+    pub neighbour: NeighbourState,
+    /// Where randomness comes from.
+    pub seed: u64,
+}
+
+impl Default for RigConfig {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            impairment: Impairment::default(),
+            manner: Manner::Echo,
+            scatter: false,
+            neighbour: NeighbourState::Valid,
+            seed: 1,
+        }
+    }
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum To {
+    Client,
+    Origin,
+    Gateway(Nic),
+}
+
+/// The world.
+#[derive(Debug)]
+pub struct Rig {
+    /// The time.
+    pub now: Instant,
+    /// The workers with their ports.
+    pub workers: Vec<(Plane, Memory)>,
+    /// The client.
+    pub client: Client,
+    /// The origin.
+    pub origin: OriginHost,
+    wire: Wire<To>,
+    scatter: bool,
+    rng: SmallRng,
+}
+
+const CLIENT: Nic = 0;
+const ORIGIN: Nic = 1;
+const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+const PEERS: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 2]];
+
+impl Rig {
+    /// A world in which nothing has happened yet.
+    #[must_use]
+    pub fn new(config: RigConfig) -> Self {
+        let now = Instant::from_secs(1000);
+        let parsed = Config::parse(CONFIG).expect("the configuration is good");
+        let nics: Vec<_> = (0..2)
+            .map(|nic| NicFacts { ifindex: nic as u32 + 1, mac: MACS[nic], mtu: 1500 })
+            .collect();
+        let wakers = (0..config.workers).map(|_| Waker::new().expect("an eventfd")).collect();
+        let shared = Shared::new(&parsed, &nics, wakers, [7; 32]);
+        let routes = Arc::new(arc_swap::ArcSwap::from_pointee(routes(config.neighbour)));
+        let worker = |me| {
+            let secrets = Secrets { stack: [me as u8; 32], seed: [me as u8; 32] };
+            let neighbours = Neighbours::fixed(routes.clone());
+            let plane = shared.plane(&parsed, me, neighbours, secrets, now);
+            (plane.expect("the TCP layer starts"), Memory::new(1024))
+        };
+        let host = userspace_tcp::Config { max_connections: 512, ..Default::default() };
+        Self {
+            now,
+            workers: (0..config.workers).map(worker).collect(),
+            client: Client::new(now, host.clone()),
+            origin: OriginHost::new(now, host, config.manner),
+            wire: Wire::new(config.impairment),
+            scatter: config.scatter,
+            rng: SmallRng::seed_from_u64(config.seed),
+        }
+    }
+
+    /// Opens a stream of the client with so many bytes of noise.
+    pub fn open(&mut self, service: usize, port: u16, len: usize) {
+        let to: SocketAddr = SERVICES[service].parse().expect("an address");
+        let from: IpAddr = if to.is_ipv4() { "198.51.100.2" } else { "2001:db8:1::2" }
+            .parse()
+            .expect("an address");
+        let bytes = (0..len).map(|_| self.rng.random()).collect();
+        self.client.open(self.now, (from, port).into(), to, bytes);
+    }
+
+    /// Lets the world go on until nothing is left to do, or for `limit` at most.
+    pub fn run(&mut self, limit: Duration) {
+        let end = self.now + limit;
+        while self.now < end {
+            self.step();
+            if self.is_idle() {
+                return;
+            }
+            let deadlines = self.workers.iter().map(|(plane, _)| plane.next_deadline());
+            let next = deadlines
+                .chain([self.client.next_deadline(), self.origin.next_deadline()])
+                .chain([self.wire.next_arrival()])
+                .flatten()
+                .min();
+            let soonest = self.now + Duration::from_micros(100);
+            self.now = next.map_or(end, |next| next.max(soonest)).min(end);
+        }
+    }
+
+    /// Whether all streams have ended, and all sessions.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.client.streams.iter().all(|stream| stream.end.is_some())
+            && self.workers.iter().all(|(plane, _)| plane.session_count() == 0)
+    }
+
+    /// Lets a frame arrive at a worker.
+    pub fn inject(&mut self, worker: usize, nic: Nic, frame: &[u8]) -> bool {
+        self.workers[worker].1.inject(nic, frame)
+    }
+
+    /// One turn of everybody.
+    pub fn step(&mut self) {
+        while let Some((to, mut packet)) = self.wire.arrive(self.now) {
+            match to {
+                To::Client => self.client.ingress(self.now, &mut packet),
+                To::Origin => self.origin.ingress(self.now, &mut packet),
+                To::Gateway(nic) => {
+                    let worker = self.queue_of(&packet);
+                    let mut frame = ethernet(MACS[nic as usize], PEERS[nic as usize], &packet);
+                    frame.append(&mut packet);
+                    self.workers[worker].1.inject(nic, &frame);
+                }
+            }
+        }
+        self.client.turn(self.now);
+        self.origin.turn(self.now);
+        for index in 0..self.workers.len() {
+            self.turn(index);
+        }
+        for packet in std::mem::take(&mut self.client.out.packets) {
+            self.wire.send(self.now, To::Gateway(CLIENT), packet, &mut self.rng);
+        }
+        for packet in std::mem::take(&mut self.origin.out.packets) {
+            self.wire.send(self.now, To::Gateway(ORIGIN), packet, &mut self.rng);
+        }
+    }
+
+    /// Resets all sessions of all workers.
+    pub fn cut_off(&mut self) {
+        for (plane, port) in &mut self.workers {
+            plane.cut_off(self.now, port);
+            port.flush();
+        }
+    }
+
+    /// The counters of all workers together.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for (plane, _) in &self.workers {
+            tally.add(plane.tally());
+        }
+        tally
+    }
+
+    /// How often something happened at any worker.
+    #[must_use]
+    pub fn event(&self, event: Event) -> u64 {
+        self.tally().event(event)
+    }
+
+    /// Packets that any worker dropped for this reason.
+    #[must_use]
+    pub fn dropped(&self, reason: Reason) -> u64 {
+        self.tally().dropped(reason)
+    }
+
+    /// Panics unless every frame is accounted for at every worker.
+    #[track_caller]
+    pub fn assert_conserved(&mut self) {
+        for (plane, port) in &mut self.workers {
+            let census = port.census();
+            let tally = plane.tally();
+            assert!(census.balances(), "{census:?}");
+            assert_eq!(census.held, 0, "{census:?}");
+            let ended = tally.transmitted + tally.retired();
+            assert_eq!(tally.received + tally.allocated, ended, "{tally:?}");
+        }
+    }
+
+    /// Panics unless no session, connection, handshake or lease is left (TIME-WAIT may be).
+    #[track_caller]
+    pub fn assert_empty(&self) {
+        for (plane, _) in &self.workers {
+            let census = plane.stack().census();
+            assert_eq!(plane.session_count(), 0);
+            assert_eq!((census.connections, census.half_open), (0, 0), "{census:?}");
+        }
+    }
+
+    fn turn(&mut self, index: usize) {
+        let (plane, port) = &mut self.workers[index];
+        let mut batch = Batch::new();
+        port.receive(&mut batch);
+        for (nic, frame) in batch {
+            plane.ingress(self.now, nic, frame, port);
+        }
+        plane.take_over(self.now, port);
+        plane.turn(self.now, port);
+        port.flush();
+        while let Some((nic, frame)) = port.take() {
+            let to = if nic == CLIENT { To::Client } else { To::Origin };
+            assert_eq!(frame[..6], PEERS[nic as usize], "to the right station");
+            self.wire.send(self.now, to, frame[14..].to_vec(), &mut self.rng);
+        }
+    }
+
+    /// The queue on which a NIC would put a packet.
+    fn queue_of(&mut self, packet: &[u8]) -> usize {
+        if self.scatter {
+            return self.rng.random_range(0..self.workers.len());
+        }
+        // Ports are enough of a hash here.
+        let header = if packet.first().is_some_and(|byte| byte >> 4 == 6) { 40 } else { 20 };
+        let ports = packet.get(header..header + 4).unwrap_or(&[0]);
+        ports.iter().map(|&byte| byte as usize).sum::<usize>() % self.workers.len()
+    }
+}
+
+/// An Ethernet header for a packet.
+#[must_use]
+pub fn ethernet(to: [u8; 6], from: [u8; 6], packet: &[u8]) -> Vec<u8> {
+    let v6 = packet.first().is_some_and(|byte| byte >> 4 == 6);
+    let mut header = [to, from].concat();
+    header.extend_from_slice(if v6 { &[0x86, 0xdd] } else { &[0x08, 0x00] });
+    header
+}
+
+fn routes(state: NeighbourState) -> Routes {
+    let mut routes = Routes::default();
+    let link = |nic: usize| {
+        let name = ["client", "origin"][nic].to_owned();
+        (nic as u32 + 1, Link { name, mac: Some(MACS[nic]), mtu: 1500, up: true })
+    };
+    let route = |prefix: &str, ifindex| Route {
+        prefix: prefix.parse().expect("a prefix"),
+        metric: 0,
+        hops: vec![RouteHop { ifindex, gateway: None, weight: 1, dead: false }],
+    };
+    routes.replace_topology(
+        HashMap::from([link(0), link(1)]),
+        HashSet::new(),
+        [
+            route("198.51.100.0/24", 1),
+            route("2001:db8:1::/64", 1),
+            route("192.0.2.0/24", 2),
+            route("2001:db8:2::/64", 2),
+        ],
+    );
+    for origin in ["192.0.2.80", "2001:db8:2::80"] {
+        let neighbour = Neighbour { state, mac: Some(PEERS[1]) };
+        routes.set_neighbour(2, origin.parse().expect("an address"), Some(neighbour));
+    }
+    routes
+}
