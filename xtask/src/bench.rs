@@ -47,7 +47,7 @@ struct Plan {
 
 /// Measures everything in `options`, prints a table and writes the figures.
 pub fn run(options: &Options) -> Result<()> {
-    setup::run()?;
+    setup::packages()?;
     let peers = Peer::chosen(&options.only)?;
     if peers.contains(&Peer::Headgate) {
         demo::build_headgate()?;

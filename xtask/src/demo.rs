@@ -14,7 +14,7 @@ use crate::{process, setup, table};
 
 /// Runs the demonstration on `queues` queues. An error when anything is not as it should be.
 pub fn run(queues: u32) -> Result<()> {
-    setup::run()?;
+    setup::packages()?;
     build_headgate()?;
     let lab = Lab::new(&LabConfig { queues, ..LabConfig::default() })?;
     println!("demo: lab {} stands (client, gateway, origin; {queues} queues)", lab.name());

@@ -35,15 +35,20 @@ enum Sign {
 }
 
 /// Installs what is missing when root; otherwise fails with the exact command. Quick when nothing is
-/// missing.
+/// missing. Includes the toolchain for the XDP program, which only building that program needs.
 pub fn run() -> Result<()> {
+    packages()?;
+    toolchain()
+}
+
+/// As [`run`], without that toolchain.
+pub fn packages() -> Result<()> {
     let missing = missing(None);
     if missing.is_empty() {
         println!("setup: all Debian packages are there");
-    } else {
-        install(&missing)?;
+        return Ok(());
     }
-    toolchain()
+    install(&missing)
 }
 
 /// What is missing for `purpose` (`None`: for anything).

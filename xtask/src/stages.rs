@@ -30,7 +30,7 @@ pub fn test() -> Result<()> {
         }
     }
     lints(&mut report);
-    report.stage("tests that need no root", || cargo_test(&["--workspace"]));
+    report.stage("tests that need no root", || cargo_test(&["--workspace", "--no-fail-fast"]));
     match ebpf::toolchain_ready() {
         Ok(()) => report.stage("XDP program is what its source builds", || {
             ebpf::build(true).map(|()| Tally::default())
@@ -43,7 +43,14 @@ pub fn test() -> Result<()> {
     if root {
         report.stage("release build", || demo::build_headgate().map(|()| Tally::default()));
         report.stage("tests on namespaces", || {
-            cargo_test(&["--package", "headgate-tests", "--", "--ignored", "--test-threads=1"])
+            cargo_test(&[
+                "--package",
+                "headgate-tests",
+                "--no-fail-fast",
+                "--",
+                "--ignored",
+                "--test-threads=1",
+            ])
         });
     } else {
         report.left_out("tests on namespaces", "need root");
