@@ -98,7 +98,7 @@ impl<P, E: Engine> Connection<P, E> {
     ) -> Self {
         let peer =
             Peer { window: 0, scale: 0, wl1: 0, wl2: 0, greatest_window: 0, zero_since: None };
-        let sent = Sent { max: isn, ..Sent::default() };
+        let sent = Sent { max: isn, permitted: isn.wrapping_add(1), ..Sent::default() };
         Self::new((tuple, tag, path), engine, sent, (0, isn.wrapping_add(1)), peer, now)
     }
 
@@ -113,7 +113,8 @@ impl<P, E: Engine> Connection<P, E> {
         let rcv_nxt = handshake.irs.wrapping_add(1);
         let snd_nxt = handshake.isn.wrapping_add(1);
         let edge = rcv_nxt.wrapping_add(engine.receive_capacity() as u32);
-        let sent = Sent { max: snd_nxt, ack: rcv_nxt, edge, ..Sent::default() };
+        let permitted = snd_nxt.wrapping_add(u32::from(handshake.window));
+        let sent = Sent { max: snd_nxt, ack: rcv_nxt, edge, permitted, ..Sent::default() };
         let peer = Peer {
             window: handshake.window,
             scale: handshake.options.window_scale.unwrap_or(0),
@@ -242,7 +243,7 @@ impl<P, E: Engine> Connection<P, E> {
             tcp.set_ack_number(TcpSeqNumber(seq::later(segment.ack, una) as i32));
             tcp.set_window_len(self.peer.window);
         } else {
-            self.peer.take_window(now, segment);
+            self.take_window(now, segment);
         }
         self.hold_back_fin(segment, rcv_nxt, &mut tcp)
     }
@@ -270,7 +271,7 @@ impl<P, E: Engine> Connection<P, E> {
         self.sent.ack = segment.seq;
         self.sent.edge = self.read.wrapping_add(self.engine.receive_capacity() as u32);
         // A window in a SYN is never scaled, and what comes after it is.
-        self.peer.take_window(now, segment);
+        self.take_window(now, segment);
         self.peer.scale = segment.window_scale.unwrap_or(0);
         Verdict::Take
     }
@@ -299,6 +300,22 @@ impl<P, E: Engine> Connection<P, E> {
     fn is_newer_window(&self, segment: &Segment) -> bool {
         seq::before(self.peer.wl1, segment.seq)
             || self.peer.wl1 == segment.seq && !seq::before(segment.ack, self.peer.wl2)
+    }
+
+    fn take_window(&mut self, now: Instant, segment: &Segment) {
+        let peer = &mut self.peer;
+        let window = u32::from(segment.window) << peer.scale;
+        peer.window = segment.window;
+        (peer.wl1, peer.wl2) = (segment.seq, segment.ack);
+        peer.greatest_window = peer.greatest_window.max(window);
+        peer.zero_since = (window == 0).then(|| peer.zero_since.unwrap_or(now));
+        // A SYN that does not acknowledge ours says nothing about where the window is.
+        if segment.flags.ack() {
+            let edge = segment.ack.wrapping_add(window);
+            // A scaled window may seem to shrink by less than its unit. A closed one is exact.
+            let farthest = seq::later(self.sent.permitted, edge);
+            self.sent.permitted = if window == 0 { edge } else { farthest };
+        }
     }
 
     /// smoltcp takes a FIN for received although bytes before it were cut off at the edge of the window, and forgets one that
@@ -352,7 +369,7 @@ impl<P, E: Engine> Connection<P, E> {
         }
         self.challenged = Some(now);
         let ack = self.rcv_nxt();
-        let seq = if self.peer.zero_since.is_some() { self.snd_una() } else { self.sent.max };
+        let seq = self.sent.acceptable_seq();
         let window = self.sent.edge.wrapping_sub(ack) as i32;
         Some(Header {
             tuple: self.tuple,
@@ -439,15 +456,6 @@ impl<P, E: Engine> Connection<P, E> {
         self.read = self.read.wrapping_add(moved as u32);
         to.written = to.written.wrapping_add(moved as u32);
         moved
-    }
-}
-
-impl Peer {
-    fn take_window(&mut self, now: Instant, segment: &Segment) {
-        self.window = segment.window;
-        (self.wl1, self.wl2) = (segment.seq, segment.ack);
-        self.greatest_window = self.greatest_window.max(u32::from(segment.window) << self.scale);
-        self.zero_since = (segment.window == 0).then(|| self.zero_since.unwrap_or(now));
     }
 }
 

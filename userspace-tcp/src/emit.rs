@@ -26,6 +26,8 @@ pub(crate) struct Sent {
     pub(crate) ack: u32,
     /// Right edge of the window last advertised: acknowledgment number plus window.
     pub(crate) edge: u32,
+    /// Right edge of the window that the peer advertised: the farthest so far, or where it is closed.
+    pub(crate) permitted: u32,
     /// Packets sent.
     pub(crate) packets: u64,
     /// Replies that were lost because there was no room for them.
@@ -33,16 +35,24 @@ pub(crate) struct Sent {
 }
 
 impl Sent {
-    /// Gives a bare acknowledgment the sequence number SND.NXT of RFC 9293 section 3.10.7.4: smoltcp gives it the one that it
-    /// went back to for a retransmission. A peer that has received more finds that one outside of its window and ignores
-    /// the acknowledgment; if both sides went back, none would ever hear the other again.
+    /// The sequence number of an acknowledgment without data: SND.NXT (RFC 9293 section 3.10.7.4), but not beyond what the peer
+    /// permits. A probe of its closed window was beyond that, and there it would take no acknowledgment for acceptable.
+    pub(crate) fn acceptable_seq(&self) -> u32 {
+        if seq::before(self.permitted, self.max) { self.permitted } else { self.max }
+    }
+
+    /// Corrects the sequence number of a bare acknowledgment: smoltcp gives it the one that it went back to for a
+    /// retransmission. A peer that has received more finds that one outside of its window and ignores the acknowledgment; if
+    /// both sides went back, none would ever hear the other again.
     pub(crate) fn straighten(&self, packet: &mut [u8]) {
         let tcp_at = if packet[0] >> 4 == 4 { usize::from(packet[0] & 0x0f) * 4 } else { 40 };
         let tcp = &mut packet[tcp_at..];
         let is_bare = Flags::from_bits(tcp[13] & !Flags::PSH.bits()) == Flags::ACK
             && tcp.len() == usize::from(tcp[12] >> 4) * 4;
         if is_bare {
-            tcp[4..8].copy_from_slice(&self.max.to_be_bytes());
+            let written = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+            let seq = seq::later(written, self.acceptable_seq());
+            tcp[4..8].copy_from_slice(&seq.to_be_bytes());
         }
     }
 

@@ -179,6 +179,42 @@ fn three_duplicates_retransmit_at_once() {
 }
 
 #[test]
+fn an_acknowledgment_during_a_retransmission_is_one_that_the_peer_takes() {
+    let mut victim = Victim::new();
+    victim.ack = victim.send(&pattern(1460))[0].end();
+    victim.receive(&victim.flags(Flags::ACK, victim.seq));
+    let sent = victim.send(&pattern(3000));
+    let end = sent.iter().map(Segment::end).max().expect("something was sent");
+    victim.now += secs(2);
+    victim.server.expire(victim.now);
+    let again = victim.sent();
+    assert_eq!(again[0].seq, sent[0].seq, "retransmitted");
+    assert_ne!(again.iter().map(Segment::end).max(), Some(end), "but not everything");
+    // The peer has it all, only its acknowledgments do not arrive; it sends data.
+    victim.receive(&victim.data(0, b"hello"));
+    victim.now += millis(20);
+    victim.server.expire(victim.now);
+    let acknowledgment = victim.sent().pop().expect("an acknowledgment");
+    assert_eq!((acknowledgment.payload_len(), acknowledgment.seq), (0, end));
+}
+
+#[test]
+fn an_acknowledgment_is_not_beyond_a_closed_window() {
+    let mut victim = Victim::new();
+    victim.receive(&Packet { window: 0, ..victim.flags(Flags::ACK, victim.seq) });
+    victim.server.send(victim.now, victim.id, &pattern(100));
+    victim.now += secs(2);
+    victim.server.expire(victim.now);
+    let probes = victim.sent();
+    assert_eq!((probes[0].seq, probes[0].payload_len()), (victim.ack, 1));
+    victim.receive(&Packet { window: 0, ..victim.data(0, b"hello") });
+    victim.now += millis(20);
+    victim.server.expire(victim.now);
+    let acknowledgment = victim.sent().pop().expect("an acknowledgment");
+    assert_eq!((acknowledgment.payload_len(), acknowledgment.seq), (0, victim.ack));
+}
+
+#[test]
 fn a_fin_that_comes_before_its_data_is_remembered() {
     let mut victim = Victim::new();
     let fin = Packet { flags: Flags::FIN.with(Flags::ACK), ..victim.data(5, b"world") };

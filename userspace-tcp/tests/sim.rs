@@ -7,6 +7,7 @@ mod support;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 
 use support::*;
 use userspace_tcp::{CloseReason, Config, ConnId, Duration, Instant, Status};
@@ -58,6 +59,17 @@ fn aborts_at_any_moment_leave_nothing_behind() {
 }
 
 #[test]
+fn a_wire_that_is_cut_for_a_while_costs_only_time() {
+    for seed in seeds(5000..5080) {
+        let mut world = World::new(seed, Wire::GOOD);
+        let from = world.now + millis(world.dice.below(300));
+        world.cut = from..from + millis(world.dice.below(6000));
+        world.run();
+        world.assert_all_finished();
+    }
+}
+
+#[test]
 fn little_room_to_send_delays_and_loses_nothing() {
     for seed in seeds(4000..4040) {
         let mut world = World::new(seed, Wire { jitter: millis(0), ..Wire::GOOD });
@@ -68,7 +80,7 @@ fn little_room_to_send_delays_and_loses_nothing() {
     }
 }
 
-fn seeds(range: std::ops::Range<u64>) -> Vec<u64> {
+fn seeds(range: Range<u64>) -> Vec<u64> {
     match std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok()) {
         Some(seed) if range.contains(&seed) => vec![seed],
         Some(_) => vec![],
@@ -125,6 +137,8 @@ struct World {
     flying: BinaryHeap<Reverse<Flight>>,
     flown: u64,
     aborts: bool,
+    /// While it is cut, the wire loses everything.
+    cut: Range<Instant>,
 }
 
 impl World {
@@ -154,6 +168,7 @@ impl World {
             flying: BinaryHeap::new(),
             flown: 0,
             aborts: false,
+            cut: Instant::ZERO..Instant::ZERO,
         }
     }
 
@@ -279,7 +294,7 @@ impl World {
             let host = if to_server { &mut self.client } else { &mut self.server };
             for mut packet in std::mem::take(&mut host.out.packets) {
                 any = true;
-                if self.dice.percent(self.wire.loss) {
+                if self.dice.percent(self.wire.loss) || self.cut.contains(&self.now) {
                     continue;
                 }
                 if self.dice.percent(self.wire.corrupt) {
