@@ -65,7 +65,7 @@ struct Side {
 pub struct Packets {
     sides: Vec<Side>,
     rules: Rules,
-    memory: Vec<Box<[u8; CAPACITY]>>,
+    memory: Vec<[u8; CAPACITY]>,
     lengths: Vec<usize>,
     free: Vec<u32>,
     queued: VecDeque<(Nic, u32)>,
@@ -225,7 +225,7 @@ impl Packets {
         Ok(Self {
             sides: sides?,
             rules,
-            memory: (0..frames).map(|_| Box::new([0; CAPACITY])).collect(),
+            memory: vec![[0; CAPACITY]; frames as usize],
             lengths: vec![0; frames as usize],
             free: (0..frames).rev().collect(),
             queued: VecDeque::with_capacity(frames as usize),

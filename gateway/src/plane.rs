@@ -148,6 +148,9 @@ impl Plane {
     }
 
     /// When [`turn`](Self::turn) is to be called next, if nothing arrives before.
+    ///
+    /// Connections that wait for room to send are no part of it: see
+    /// [`waits_for_room`](Self::waits_for_room).
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let resolution = self.unresolved.front().map(|(due, _)| *due);
@@ -192,6 +195,12 @@ impl Plane {
     #[must_use]
     pub fn leases(&self) -> usize {
         self.pools.iter().map(|pool| pool.census().leased + pool.census().cooling).sum()
+    }
+
+    /// Whether a connection has something to send, and found no frame for it.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        self.stack.backlog() > 0
     }
 
     /// Whether a parcel waits.

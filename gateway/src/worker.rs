@@ -85,6 +85,10 @@ pub struct Worker<P> {
     pub desk: Arc<Desk>,
 }
 
+/// The niceness of a worker.
+const PRIORITY: i32 = -10;
+/// How long to wait for sent frames to come back, when a connection needs one.
+const ROOM: Duration = Duration::from_millis(1);
 /// How often the report is renewed.
 const REPORT: Duration = Duration::from_millis(50);
 
@@ -130,6 +134,10 @@ impl Report {
 impl<P: Port> Worker<P> {
     /// Serves until told to stop; the last report is left on the desk.
     pub fn run(mut self) {
+        // On a crowded host a late worker counts as dead.
+        if let Err(error) = rustix::process::setpriority_process(None, PRIORITY) {
+            tracing::debug!(%error, "this worker has no priority over other programs");
+        }
         let mut batch = Batch::with_capacity(BATCH);
         let mut beat_due = Duration::ZERO;
         let mut report_due = Duration::ZERO;
@@ -172,6 +180,7 @@ impl<P: Port> Worker<P> {
             Some(deadline) => limit.min((deadline - now).into()),
             None => limit,
         };
+        let limit = if self.plane.waits_for_room() { limit.min(ROOM) } else { limit };
         self.desk.waker.doze();
         if !self.plane.has_parcels() && self.desk.ordered() != Order::Stop {
             self.port.wait(limit);

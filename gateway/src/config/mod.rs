@@ -183,7 +183,8 @@ pub struct Service {
     pub origin: usize,
     /// `pool`: index into [`Config::pools`].
     pub pool: usize,
-    /// `on-dead`: what happens to the service's packets while its worker is dead. Default `pass`.
+    /// `on-dead`: what happens to the service's packets while its worker is dead. Default `drop`:
+    /// the kernel could only reset flows that it knows nothing of, and a worker may only be late.
     pub on_dead: OnDead,
     /// `allow-management`: whether the ssh port may be listened on. Default false.
     pub allow_management: bool,

@@ -337,7 +337,7 @@ fn service<'t>(
         listen: listen(reader, &mut section, listens),
         origin: usize::MAX,
         pool: usize::MAX,
-        on_dead: reader.choice(&mut section, "on-dead", &on_dead).unwrap_or(OnDead::Pass),
+        on_dead: reader.choice(&mut section, "on-dead", &on_dead).unwrap_or(OnDead::Drop),
         allow_management: reader.flag(&mut section, "allow-management").unwrap_or(false),
     };
     let origin = reader.required_text(&mut section, "origin", r#""web""#);

@@ -40,7 +40,7 @@ fn what_is_not_said_has_defaults() {
     assert_eq!(config.pools[0].ports, PortRange::DEFAULT);
     assert_eq!(config.pools[0].method, Method::Hash);
     assert_eq!(config.origins[0].family, Families::Any);
-    assert_eq!(config.services[0].on_dead, OnDead::Pass);
+    assert_eq!(config.services[0].on_dead, OnDead::Drop);
     assert_eq!(config.tcp.time_wait, Duration::from_secs(60));
 }
 
