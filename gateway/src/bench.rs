@@ -118,7 +118,8 @@ fn echo(
     sink: bool,
 ) -> Result<Rates, Failure> {
     let ifindex = nix::net::if_::if_nametoindex(nic)?;
-    let mut steering = Steering::attach(nic, ifindex, &[AttachMode::Native, AttachMode::Generic], 1)?;
+    let mut steering =
+        Steering::attach(nic, ifindex, &[AttachMode::Native, AttachMode::Generic], 1)?;
     let mut port = open(nic, queue)?;
     for (_, queue, socket) in port.sockets() {
         steering.add_socket(queue, socket)?;
@@ -198,7 +199,9 @@ fn frame(size: u16, mac: [u8; 6], from: SocketAddr, to: SocketAddr) -> Result<Ve
 fn mac(text: &str) -> Result<[u8; 6], String> {
     let octets: Option<Vec<u8>> =
         text.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
-    octets.and_then(|octets| octets.try_into().ok()).ok_or_else(|| format!("{text} is no MAC address"))
+    octets
+        .and_then(|octets| octets.try_into().ok())
+        .ok_or_else(|| format!("{text} is no MAC address"))
 }
 
 #[cfg(test)]

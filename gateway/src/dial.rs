@@ -33,7 +33,7 @@ impl Plane {
             let origin = &self.origins[self.setup.services[session.service as usize].origin];
             let Some(address) = session.attempt.next(origin) else {
                 self.tally.note(Event::OriginExhausted);
-                self.fail(index, "every address of the origin failed");
+                self.fail(now, index);
                 return;
             };
             match self.neighbours.next_hop(&self.setup, address.ip()) {
@@ -49,7 +49,7 @@ impl Plane {
                     self.unresolved.push_back((now + LOOK, index));
                     return;
                 }
-                NextHop::NoRoute => self.tally.note(Event::OriginNoRoute),
+                NextHop::NoRoute => self.blame(index, Event::OriginNoRoute),
             }
         }
     }
@@ -75,11 +75,11 @@ impl Plane {
                     continue;
                 }
                 NextHop::Unresolved | NextHop::Failed => {
-                    self.tally.note(Event::OriginNoNeighbour);
+                    self.blame(index, Event::OriginNoNeighbour);
                     self.dial(now, index);
                 }
                 NextHop::NoRoute => {
-                    self.tally.note(Event::OriginNoRoute);
+                    self.blame(index, Event::OriginNoRoute);
                     self.dial(now, index);
                 }
             }
@@ -95,7 +95,7 @@ impl Plane {
         let lease = match pool.lease(now, client, address, &mut self.rng) {
             Ok(lease) => lease,
             Err(_) => {
-                self.tally.note(Event::PoolExhausted);
+                self.blame(index, Event::PoolExhausted);
                 return false;
             }
         };
@@ -108,32 +108,34 @@ impl Plane {
             }
             Err(refusal) => {
                 tracing::debug!(%address, ?refusal, "cannot open a connection to the origin");
-                self.tally.note(Event::DialRefused);
                 pool.release(lease, now, Release::Free);
+                self.blame(index, Event::DialRefused);
                 false
             }
         }
     }
 
     /// The handshake with the origin did not complete: counts why, and goes on to the next address.
-    pub(crate) fn redial(
-        &mut self,
-        now: Instant,
-        index: u32,
-        id: ConnId,
-        reason: CloseReason,
-    ) {
+    pub(crate) fn redial(&mut self, now: Instant, index: u32, id: ConnId, reason: CloseReason) {
         let event = match reason {
             CloseReason::Refused | CloseReason::ResetByPeer => Event::OriginRefused,
             CloseReason::Panicked => Event::Panicked,
             _ => Event::OriginUnanswered,
         };
-        self.tally.note(event);
+        self.blame(index, event);
         if let Some(tuple) = self.stack.tuple(id) {
             tracing::debug!(address = %tuple.remote, reason = event.name(), "no connection to the origin");
         }
         self.end_origin(now, index);
         self.dial(now, index);
+    }
+
+    /// Counts why an address of the origin did not do, and remembers it for the log.
+    fn blame(&mut self, index: u32, event: Event) {
+        self.tally.note(event);
+        if let Some(session) = self.sessions.get_mut(index) {
+            session.failure = Some(event);
+        }
     }
 
     /// Gives the origin's connection and its lease back.

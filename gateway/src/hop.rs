@@ -131,7 +131,8 @@ impl Emit<Hop> for Answers {
 }
 
 fn write_header(header: &mut [u8], hop: &Hop, packet: &[u8]) {
-    let ethertype: u16 = if packet.first().is_some_and(|byte| byte >> 4 == 6) { 0x86dd } else { 0x0800 };
+    let ethertype: u16 =
+        if packet.first().is_some_and(|byte| byte >> 4 == 6) { 0x86dd } else { 0x0800 };
     header[..6].copy_from_slice(&hop.destination);
     header[6..12].copy_from_slice(&hop.source);
     header[12..14].copy_from_slice(&ethertype.to_be_bytes());

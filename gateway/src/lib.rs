@@ -18,6 +18,7 @@ pub mod exchange;
 pub mod frame;
 pub mod hop;
 pub mod host;
+mod log_gate;
 pub mod memory_port;
 pub mod neighbours;
 pub mod netlink;

@@ -1,9 +1,6 @@
 //! Next hops towards origins, from the mirror of the kernel's routes and neighbours.
 
-use std::{
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::{ArcSwap, Cache};
 use hashbrown::HashMap;

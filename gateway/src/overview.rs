@@ -11,9 +11,7 @@ use std::{
 use crate::{
     config::{Config, Mode},
     port::RingCounters,
-    status::{
-        Counts, FrameStatus, NicStatus, RingStatus, ServiceStatus, Status, WorkerStatus,
-    },
+    status::{Counts, FrameStatus, NicStatus, RingStatus, ServiceStatus, Status, WorkerStatus},
     steer::Steering,
     tally::{Named, Tally},
     worker::{Desk, Report, clock},

@@ -20,6 +20,7 @@ use crate::{
     exchange::{Exchange, Parcel},
     frame::Frame,
     hop::{Answers, ETHERNET, Ethernet, Hop, Outlet},
+    log_gate::LogGate,
     neighbours::Neighbours,
     origin::{Family, Origin},
     pool::Pool,
@@ -49,6 +50,7 @@ pub struct Plane {
     pub(crate) directory: Option<Arc<Directory>>,
     pub(crate) answers: Answers,
     draining: bool,
+    pub(crate) log: LogGate,
 }
 
 /// What a plane is made of.
@@ -74,6 +76,8 @@ pub struct Parts {
     pub directory: Option<Arc<Directory>>,
     /// Where randomness comes from.
     pub seed: [u8; 32],
+    /// The time.
+    pub now: Instant,
 }
 
 /// How a packet came to this worker.
@@ -106,6 +110,7 @@ impl Plane {
             directory: parts.directory,
             answers: Answers::default(),
             draining: false,
+            log: LogGate::new(parts.now),
         }
     }
 
@@ -222,7 +227,8 @@ impl Plane {
         if !ethernet.carries_ip() {
             return Fate::Dropped(Reason::NotIp);
         }
-        let checksums = self.setup.nics.get(nic as usize).map_or(Checksums::Verify, |nic| nic.checksums);
+        let checksums =
+            self.setup.nics.get(nic as usize).map_or(Checksums::Verify, |nic| nic.checksums);
         let segment = match Segment::parse(&frame[ETHERNET..], checksums) {
             Ok(segment) => segment,
             Err(malformed) => return Fate::Dropped(malformed.into()),
@@ -271,7 +277,14 @@ impl Plane {
     }
 
     /// A segment without a connection: somebody else's, or nobody's.
-    fn stray(&mut self, now: Instant, segment: &Segment, frame: &[u8], back: Hop, via: Via) -> Fate {
+    fn stray(
+        &mut self,
+        now: Instant,
+        segment: &Segment,
+        frame: &[u8],
+        back: Hop,
+        via: Via,
+    ) -> Fate {
         if let (Via::Ring, Some(owner)) = (via, self.owner(now, segment)) {
             return self.hand_over(owner, back.nic, frame);
         }
@@ -315,8 +328,15 @@ impl Plane {
             directory.confirm(&tuple);
         }
         let attempt = self.origins[setup.origin].attempt(Family::of(tuple.remote.addr));
-        let session =
-            Session { service, client, tuple, origin: OriginLeg::Gone, attempt, listed: false };
+        let session = Session {
+            service,
+            client,
+            tuple,
+            origin: OriginLeg::Gone,
+            attempt,
+            failure: None,
+            listed: false,
+        };
         match self.sessions.insert(session) {
             Ok(index) => {
                 self.tally.note(Event::SessionOpened);

@@ -56,7 +56,8 @@ impl Plane {
     /// Moves what `from` received to what `to` sends, and the end of the stream after it.
     fn relay(&mut self, from: ConnId, to: ConnId) {
         while self.stack.splice(from, to) > 0 {}
-        if self.is_at_end(from) && matches!(self.stack.status(to), Status::Open { may_send: true, .. })
+        if self.is_at_end(from)
+            && matches!(self.stack.status(to), Status::Open { may_send: true, .. })
         {
             self.stack.close(to);
         }
@@ -100,12 +101,12 @@ impl Plane {
             (Some(reason), None) => self.finish(now, index, reason, None),
             (Some(reason), Some(Some(other))) => self.finish(now, index, reason, Some(other)),
             (Some(reason), Some(None)) if reason != CloseReason::Finished => {
-                self.note_end(index, Leg::Client, reason);
+                self.note_end(now, index, Leg::Client, reason);
                 self.abort(now, origin, port);
                 self.finish(now, index, CloseReason::Aborted, None);
             }
             (None, Some(Some(reason))) if reason != CloseReason::Finished => {
-                self.note_end(index, Leg::Origin, reason);
+                self.note_end(now, index, Leg::Origin, reason);
                 self.abort(now, Some(client), port);
                 self.finish(now, index, CloseReason::Aborted, None);
             }
@@ -122,12 +123,15 @@ impl Plane {
     }
 
     /// Gives the client up: there is no origin to serve it. The reset leaves when it is attended to.
-    pub(crate) fn fail(&mut self, index: u32, why: &'static str) {
+    pub(crate) fn fail(&mut self, now: Instant, index: u32) {
         let Some(session) = self.sessions.get_mut(index) else { return };
         session.origin = OriginLeg::Gone;
-        let service = &self.setup.services[session.service as usize].name;
-        tracing::info!(service, client = %session.tuple.remote, why, "client reset");
         self.stack.abort(session.client);
+        if let Some(held_back) = self.log.pass(now) {
+            let service = &self.setup.services[session.service as usize].name;
+            let why = session.failure.map_or("origin-without-address", Event::name);
+            tracing::info!(service, client = %session.tuple.remote, why, held_back, "client reset");
+        }
     }
 
     /// Resets both legs.
@@ -140,11 +144,18 @@ impl Plane {
     }
 
     /// Removes a session whose legs are closed.
-    fn finish(&mut self, now: Instant, index: u32, client: CloseReason, origin: Option<CloseReason>) {
-        if client == CloseReason::Finished && origin.is_none_or(|end| end == CloseReason::Finished) {
+    fn finish(
+        &mut self,
+        now: Instant,
+        index: u32,
+        client: CloseReason,
+        origin: Option<CloseReason>,
+    ) {
+        if client == CloseReason::Finished && origin.is_none_or(|end| end == CloseReason::Finished)
+        {
             self.tally.note(Event::SessionFinished);
         } else if client != CloseReason::Aborted {
-            self.note_end(index, Leg::Client, client);
+            self.note_end(now, index, Leg::Client, client);
         }
         self.end_origin(now, index);
         let Some(session) = self.sessions.remove(index) else { return };
@@ -155,7 +166,7 @@ impl Plane {
     }
 
     /// Counts and tells how a leg ended, if not in order.
-    fn note_end(&mut self, index: u32, leg: Leg, reason: CloseReason) {
+    fn note_end(&mut self, now: Instant, index: u32, leg: Leg, reason: CloseReason) {
         let event = match (leg, reason) {
             (_, CloseReason::Panicked) => Event::Panicked,
             (_, CloseReason::Finished | CloseReason::Aborted) => return,
@@ -166,9 +177,11 @@ impl Plane {
         };
         self.tally.note(event);
         let Some(session) = self.sessions.get_mut(index) else { return };
-        let service = &self.setup.services[session.service as usize].name;
-        let client = session.tuple.remote;
-        tracing::info!(service, %client, end = event.name(), ?reason, "session ended");
+        if let Some(held_back) = self.log.pass(now) {
+            let service = &self.setup.services[session.service as usize].name;
+            let (client, end, reason) = (session.tuple.remote, event.name(), reason.name());
+            tracing::info!(service, %client, end, reason, held_back, "session ended");
+        }
     }
 }
 
@@ -179,4 +192,3 @@ fn proxy_header(tuple: &Tuple) -> Vec<u8> {
         .build()
         .expect("two addresses fit the length field")
 }
-

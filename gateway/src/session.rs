@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use userspace_tcp::{ConnId, Instant, Tuple};
 
-use crate::{origin::Attempt, pool::Lease};
+use crate::{origin::Attempt, pool::Lease, tally::Event};
 
 /// Which of a session's two connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct Session {
     pub origin: OriginLeg,
     /// The addresses of the origin that are still to be tried.
     pub attempt: Attempt,
+    /// Why the last address of the origin that was tried did not do.
+    pub failure: Option<Event>,
     /// Whether the session is on the list of those to be attended to in this turn.
     pub listed: bool,
 }

@@ -95,9 +95,10 @@ impl Setup {
         let listeners = config.services.iter().enumerate().flat_map(|(index, service)| {
             service.listen.iter().map(move |listen| (listen.address, index as u32))
         });
-        let pool_ports = config.pools.iter().flat_map(|pool| {
-            pool.addresses.iter().map(move |&address| (address, pool.ports))
-        });
+        let pool_ports = config
+            .pools
+            .iter()
+            .flat_map(|pool| pool.addresses.iter().map(move |&address| (address, pool.ports)));
         Self {
             nics: nics.collect(),
             services: services.collect(),
@@ -192,6 +193,7 @@ impl Shared {
             exchange: self.exchange.clone(),
             directory: self.directory.clone(),
             seed: secrets.seed,
+            now,
         }))
     }
 

@@ -77,10 +77,14 @@ pub enum StartError {
     #[error("the system refuses a resource: {0}")]
     System(io::Error),
     /// A worker is gone.
-    #[error("worker {0} died: this is a bug, please report it with the log; traffic goes to the kernel")]
+    #[error(
+        "worker {0} died: this is a bug, please report it with the log; traffic goes to the kernel"
+    )]
     WorkerDied(usize),
     /// Frames are missing at the end.
-    #[error("worker {0} lost frames: this is a bug, please report it with the output of `headgate status`")]
+    #[error(
+        "worker {0} lost frames: this is a bug, please report it with the output of `headgate status`"
+    )]
     NotConserved(usize),
 }
 
@@ -211,9 +215,7 @@ fn start_xdp(
         .nics
         .iter()
         .zip(interfaces)
-        .map(|(nic, found)| {
-            nic.queues.or(found.queues).unwrap_or(1).min(map::MAX_QUEUES)
-        })
+        .map(|(nic, found)| nic.queues.or(found.queues).unwrap_or(1).min(map::MAX_QUEUES))
         .collect();
     let count = queues.iter().copied().max().unwrap_or(1) as usize;
     let wakers = wakers(count)?;
@@ -272,7 +274,8 @@ fn start_packet(
     let names: Vec<(Nic, String)> =
         config.nics.iter().enumerate().map(|(i, nic)| (i as Nic, nic.name.clone())).collect();
     let frames = config.nics.iter().map(|nic| nic.frames).sum();
-    let port = Packets::open(&names, frames, rules, wakers[0].clone()).map_err(StartError::Packet)?;
+    let port =
+        Packets::open(&names, frames, rules, wakers[0].clone()).map_err(StartError::Packet)?;
     let mut gateway = spawn(config, interfaces, mirror, wakers, vec![port], vec![Vec::new()])?;
     gateway._shield = Some(shield);
     Ok(gateway)

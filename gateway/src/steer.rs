@@ -44,7 +44,9 @@ impl AttachMode {
 #[derive(Debug, thiserror::Error)]
 pub enum SteerError {
     /// The kernel refused the program or a map.
-    #[error("cannot load the XDP program: {0}; headgate needs Linux 5.10 or later, and root or CAP_BPF with CAP_NET_ADMIN")]
+    #[error(
+        "cannot load the XDP program: {0}; headgate needs Linux 5.10 or later, and root or CAP_BPF with CAP_NET_ADMIN"
+    )]
     Load(#[from] EbpfError),
     /// The program is not in the object.
     #[error("the XDP program is not as expected: {0}; rebuild it with `cargo xtask ebpf`")]
@@ -61,7 +63,9 @@ pub enum SteerError {
     #[error("the XDP program has no map {0}; rebuild it with `cargo xtask ebpf`")]
     NoMap(&'static str),
     /// Another program is attached to the NIC.
-    #[error("{nic} has an XDP program already; headgate does not replace it: remove it first (see `ip link show dev {nic}` and `bpftool net`)")]
+    #[error(
+        "{nic} has an XDP program already; headgate does not replace it: remove it first (see `ip link show dev {nic}` and `bpftool net`)"
+    )]
     Occupied {
         /// The NIC's name.
         nic: String,
@@ -314,9 +318,15 @@ fn attach_first(
 fn refused(nic: &str, mode: AttachMode, source: io::Error) -> SteerError {
     let remedy = match source.raw_os_error() {
         Some(libc::EPERM) => "; run as root, or with CAP_BPF and CAP_NET_ADMIN",
-        Some(libc::ENOSPC) => "; the NIC has fewer queues than its peer sends on: raise its combined channels (ethtool -L)",
-        Some(libc::EOPNOTSUPP) => "; the driver or kernel cannot: set attach = \"generic\", or run with --port packet",
-        Some(libc::ERANGE | libc::EINVAL) => "; the driver may want an MTU of at most 3498, or LRO off (ethtool -K)",
+        Some(libc::ENOSPC) => {
+            "; the NIC has fewer queues than its peer sends on: raise its combined channels (ethtool -L)"
+        }
+        Some(libc::EOPNOTSUPP) => {
+            "; the driver or kernel cannot: set attach = \"generic\", or run with --port packet"
+        }
+        Some(libc::ERANGE | libc::EINVAL) => {
+            "; the driver may want an MTU of at most 3498, or LRO off (ethtool -K)"
+        }
         _ => "",
     };
     SteerError::Attach { nic: nic.into(), mode: mode.name(), source, remedy }

@@ -82,7 +82,9 @@ pub struct QueueSpec {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The UMEM could not be registered.
-    #[error("cannot register {frames} frames of memory with AF_XDP: {source}; raise the limit of locked memory (ulimit -l) or lower `frames`")]
+    #[error(
+        "cannot register {frames} frames of memory with AF_XDP: {source}; raise the limit of locked memory (ulimit -l) or lower `frames`"
+    )]
     Umem {
         /// How many frames.
         frames: u32,
@@ -90,7 +92,10 @@ pub enum BindError {
         source: io::Error,
     },
     /// The socket could not be bound.
-    #[error("cannot bind an AF_XDP socket to {nic} queue {queue} in {mode} mode: {source}{}", remedy(source))]
+    #[error(
+        "cannot bind an AF_XDP socket to {nic} queue {queue} in {mode} mode: {source}{}",
+        remedy(source)
+    )]
     Socket {
         /// The NIC's name.
         nic: String,
@@ -558,9 +563,13 @@ fn remedy(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EBUSY) => "; another process holds this queue: stop it first",
         Some(libc::EOPNOTSUPP) => "; this NIC's driver cannot: set bind = \"copy\" or \"auto\"",
-        Some(libc::EINVAL) => "; the NIC has fewer queues than configured, or the ring is too large",
+        Some(libc::EINVAL) => {
+            "; the NIC has fewer queues than configured, or the ring is too large"
+        }
         Some(libc::EPERM) => "; run as root, or with CAP_NET_RAW and CAP_NET_ADMIN",
-        Some(libc::ENOBUFS | libc::ENOMEM) => "; raise the limit of locked memory, or lower `frames`",
+        Some(libc::ENOBUFS | libc::ENOMEM) => {
+            "; raise the limit of locked memory, or lower `frames`"
+        }
         _ => "",
     }
 }
