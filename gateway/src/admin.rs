@@ -216,7 +216,10 @@ impl Client {
             self.answer = answer(&self.request, status)?;
         }
         while self.written < self.answer.len() {
-            self.written += self.stream.write(&self.answer[self.written..])?;
+            match self.stream.write(&self.answer[self.written..])? {
+                0 => return Err(ErrorKind::WriteZero.into()),
+                count => self.written += count,
+            }
         }
         Ok(())
     }

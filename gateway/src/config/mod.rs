@@ -236,12 +236,14 @@ impl Config {
         let mut text = Vec::new();
         File::open(path)
             .and_then(|opened| opened.take(MAX_FILE + 1).read_to_end(&mut text))
-            .map_err(|error| unreadable(error.to_string()))?;
+            .map_err(|error| unreadable(format!("{error}; name a file that can be read")))?;
         if text.len() as u64 > MAX_FILE {
-            return Err(unreadable(format!("it is larger than {} MiB", MAX_FILE >> 20)));
+            let most = MAX_FILE >> 20;
+            return Err(unreadable(format!("it is larger than {most} MiB; name another file")));
         }
         let text = String::from_utf8(text).map_err(|error| {
-            unreadable(format!("byte {} is not UTF-8", error.utf8_error().valid_up_to()))
+            let good = error.utf8_error().valid_up_to();
+            unreadable(format!("byte {good} is not UTF-8; save the file as UTF-8"))
         })?;
         sections::read(&file, &text)
     }

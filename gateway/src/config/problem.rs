@@ -174,14 +174,24 @@ pub enum Problem {
     OriginIsLocal { address: SocketAddr },
 }
 
-/// Names come from the file as they are: a line break or an escape sequence in them must not reach the terminal.
+/// Names come from the file as they are: a line break or an escape sequence in them must not reach the terminal, and
+/// of a long one only the ends are told.
 fn one_line(problem: &Problem) -> String {
     let escape = |c: char| match c.is_control() {
         true => c.escape_default().to_string(),
         false => c.to_string(),
     };
-    problem.to_string().chars().map(escape).collect()
+    let line: String = problem.to_string().chars().map(escape).collect();
+    if line.len() <= MAX_LINE {
+        return line;
+    }
+    let start = line.floor_char_boundary(MAX_LINE / 2);
+    let end = line.ceil_char_boundary(line.len() - MAX_LINE / 2);
+    format!("{} … {}", &line[..start], &line[end..])
 }
+
+/// The longest message, in bytes.
+const MAX_LINE: usize = 600;
 
 /// What to write in place of something unknown.
 #[derive(Debug, Clone, PartialEq, Eq)]
