@@ -8,10 +8,11 @@ use std::net::SocketAddr;
 use userspace_tcp::{CloseReason, ConnId, Duration, Instant, Tuple};
 
 use crate::{
-    hop::Hop,
+    hop::{Hop, Outlet},
     neighbours::NextHop,
     plane::Plane,
     pool::Release,
+    port::Port,
     session::{Leg, OriginLeg, Tag},
     tally::Event,
 };
@@ -26,8 +27,8 @@ const LOOK: Duration = Duration::from_millis(5);
 
 impl Plane {
     /// Goes on to the origin's next address: until a handshake is under way, or a next hop is being
-    /// resolved, or none is left. The packets themselves leave when the session is attended to.
-    pub(crate) fn dial(&mut self, now: Instant, index: u32) {
+    /// resolved, or none is left.
+    pub(crate) fn dial(&mut self, now: Instant, index: u32, port: &mut impl Port) {
         loop {
             let Some(session) = self.sessions.get_mut(index) else { return };
             let origin = &self.origins[self.setup.services[session.service as usize].origin];
@@ -38,7 +39,7 @@ impl Plane {
             };
             match self.neighbours.next_hop(&self.setup, address.ip()) {
                 NextHop::Ready(hop) => {
-                    if self.connect(now, index, address, hop) {
+                    if self.connect(now, index, address, hop, port) {
                         return;
                     }
                 }
@@ -55,7 +56,7 @@ impl Plane {
     }
 
     /// Looks again at the sessions that wait for a next hop, as far as their time has come.
-    pub(crate) fn look_again(&mut self, now: Instant) {
+    pub(crate) fn look_again(&mut self, now: Instant, port: &mut impl Port) {
         while let Some(&(due, index)) = self.unresolved.front()
             && due <= now
         {
@@ -66,8 +67,8 @@ impl Plane {
             let patience = if hop == NextHop::Failed { FAILURE } else { RESOLUTION };
             match hop {
                 NextHop::Ready(hop) => {
-                    if !self.connect(now, index, address, hop) {
-                        self.dial(now, index);
+                    if !self.connect(now, index, address, hop, port) {
+                        self.dial(now, index, port);
                     }
                 }
                 NextHop::Unresolved | NextHop::Failed if now < since + patience => {
@@ -76,11 +77,11 @@ impl Plane {
                 }
                 NextHop::Unresolved | NextHop::Failed => {
                     self.blame(index, Event::OriginNoNeighbour);
-                    self.dial(now, index);
+                    self.dial(now, index, port);
                 }
                 NextHop::NoRoute => {
                     self.blame(index, Event::OriginNoRoute);
-                    self.dial(now, index);
+                    self.dial(now, index, port);
                 }
             }
             self.list_session(index);
@@ -88,7 +89,14 @@ impl Plane {
     }
 
     /// A SYN to this address, from a leased pool address and port. `false` if there is none to be had.
-    fn connect(&mut self, now: Instant, index: u32, address: SocketAddr, hop: Hop) -> bool {
+    fn connect(
+        &mut self,
+        now: Instant,
+        index: u32,
+        address: SocketAddr,
+        hop: Hop,
+        port: &mut impl Port,
+    ) -> bool {
         let Some(session) = self.sessions.get_mut(index) else { return false };
         let pool = &mut self.pools[self.setup.services[session.service as usize].pool];
         let client = session.tuple.remote.addr;
@@ -101,7 +109,8 @@ impl Plane {
         };
         let tuple = Tuple::new(lease.local(), address);
         let tag = Tag { session: index, leg: Leg::Origin }.pack();
-        match self.stack.connect(now, tuple, hop, tag, &mut self.answers) {
+        let mut outlet = Outlet { port, tally: &mut self.tally };
+        match self.stack.connect(now, tuple, hop, tag, &mut outlet) {
             Ok(id) => {
                 session.origin = OriginLeg::Dialling(id, lease);
                 true
@@ -116,7 +125,14 @@ impl Plane {
     }
 
     /// The handshake with the origin did not complete: counts why, and goes on to the next address.
-    pub(crate) fn redial(&mut self, now: Instant, index: u32, id: ConnId, reason: CloseReason) {
+    pub(crate) fn redial(
+        &mut self,
+        now: Instant,
+        index: u32,
+        id: ConnId,
+        reason: CloseReason,
+        port: &mut impl Port,
+    ) {
         let event = match reason {
             CloseReason::Refused | CloseReason::ResetByPeer => Event::OriginRefused,
             CloseReason::Panicked => Event::Panicked,
@@ -127,7 +143,7 @@ impl Plane {
             tracing::debug!(address = %tuple.remote, reason = event.name(), "no connection to the origin");
         }
         self.end_origin(now, index);
-        self.dial(now, index);
+        self.dial(now, index, port);
     }
 
     /// Counts why an address of the origin did not do, and remembers it for the log.

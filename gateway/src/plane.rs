@@ -148,7 +148,7 @@ impl Plane {
         if self.neighbours.refresh(&self.setup) {
             self.renew_hops();
         }
-        self.look_again(now);
+        self.look_again(now, port);
         self.attend_listed(now, port);
     }
 
@@ -332,7 +332,7 @@ impl Plane {
             service,
             client,
             tuple,
-            origin: OriginLeg::Gone,
+            origin: OriginLeg::Undialled,
             attempt,
             failure: None,
             listed: false,
@@ -341,7 +341,6 @@ impl Plane {
             Ok(index) => {
                 self.tally.note(Event::SessionOpened);
                 self.stack.set_tag(client, Tag { session: index, leg: Leg::Client }.pack());
-                self.dial(now, index);
                 self.list_session(index);
             }
             Err(_) => {
@@ -369,7 +368,6 @@ impl Plane {
     }
 
     fn attend_listed(&mut self, now: Instant, port: &mut impl Port) {
-        // Attending never lists, but for sessions that dial anew: those come at the end.
         let mut next = 0;
         while let Some(&index) = self.listed.get(next) {
             next += 1;

@@ -22,12 +22,16 @@ impl Plane {
     pub(crate) fn attend(&mut self, now: Instant, index: u32, port: &mut impl Port) {
         let Some(session) = self.sessions.get_mut(index) else { return };
         let client = session.client;
-        if let OriginLeg::Dialling(origin, _) = session.origin {
+        if matches!(session.origin, OriginLeg::Undialled) {
+            self.dial(now, index, port);
+        } else if let OriginLeg::Dialling(origin, _) = session.origin {
             match (self.stack.status(origin), self.stack.status(client)) {
                 (Status::Opening, _) => {}
                 (Status::Open { .. }, _) => self.connected(index),
                 (Status::Closed(_), Status::Closed(_)) => self.end_origin(now, index),
-                (Status::Closed(reason), _) => self.redial(now, index, origin, reason),
+                (Status::Closed(reason), _) => {
+                    self.redial(now, index, origin, reason, port);
+                }
             }
         }
         let Some(session) = self.sessions.get_mut(index) else { return };

@@ -46,6 +46,8 @@ pub struct Session {
 /// How far the connection to the origin got.
 #[derive(Debug)]
 pub enum OriginLeg {
+    /// Not begun.
+    Undialled,
     /// Waiting for the kernel to find out the next hop's station address.
     Resolving {
         /// The origin's address.
@@ -142,7 +144,7 @@ impl OriginLeg {
     pub fn connection(&self) -> Option<ConnId> {
         match self {
             Self::Dialling(id, _) | Self::Open(id, _) => Some(*id),
-            Self::Resolving { .. } | Self::Gone => None,
+            Self::Undialled | Self::Resolving { .. } | Self::Gone => None,
         }
     }
 }

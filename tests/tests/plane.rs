@@ -138,6 +138,19 @@ fn an_unreachable_origin_resets_the_client() {
 }
 
 #[test]
+fn an_origin_is_dialled_as_soon_as_its_station_is_known() {
+    let config = RigConfig { neighbour: NeighbourState::Incomplete, ..RigConfig::default() };
+    let mut rig = Rig::new(config);
+    for n in 0..20 {
+        rig.open(n as usize % 4, 1000 + n, 10);
+    }
+    rig.run(Duration::from_millis(50));
+    rig.resolve(NeighbourState::Valid);
+    rig.run(Duration::from_millis(900));
+    assert_echoed(&mut rig, 0);
+}
+
+#[test]
 fn a_client_that_resets_takes_the_origin_connection_with_it() {
     let mut rig = Rig::new(RigConfig { manner: Manner::Stall, ..RigConfig::default() });
     rig.open(0, 1000, 100_000);
