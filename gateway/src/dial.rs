@@ -47,7 +47,7 @@ impl Plane {
                     // Failed may be long ago: the kernel was asked again.
                     let Some(session) = self.sessions.get_mut(index) else { return };
                     session.origin = OriginLeg::Resolving { address, since: now };
-                    self.unresolved.push_back((now + LOOK, index));
+                    self.unresolved.push_back((now + LOOK, index, session.client));
                     return;
                 }
                 NextHop::NoRoute => self.blame(index, Event::OriginNoRoute),
@@ -57,12 +57,16 @@ impl Plane {
 
     /// Looks again at the sessions that wait for a next hop, as far as their time has come.
     pub(crate) fn look_again(&mut self, now: Instant, port: &mut impl Port) {
-        while let Some(&(due, index)) = self.unresolved.front()
+        while let Some(&(due, index, client)) = self.unresolved.front()
             && due <= now
         {
             self.unresolved.pop_front();
             let Some(session) = self.sessions.get_mut(index) else { continue };
             let OriginLeg::Resolving { address, since } = session.origin else { continue };
+            if session.client != client {
+                // Another session by now, with an entry of its own.
+                continue;
+            }
             let hop = self.neighbours.next_hop(&self.setup, address.ip());
             let patience = if hop == NextHop::Failed { FAILURE } else { RESOLUTION };
             match hop {
@@ -72,7 +76,7 @@ impl Plane {
                     }
                 }
                 NextHop::Unresolved | NextHop::Failed if now < since + patience => {
-                    self.unresolved.push_back((now + LOOK, index));
+                    self.unresolved.push_back((now + LOOK, index, client));
                     continue;
                 }
                 NextHop::Unresolved | NextHop::Failed => {

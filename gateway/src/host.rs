@@ -83,6 +83,11 @@ pub enum Caution {
     #[error("{name} is down or has no carrier; `ip link set {name} up`")]
     InterfaceDown { name: String },
     #[error(
+        "{name} has {active} active receive queues and {queues} are served: what the interface puts on the others \
+         is not; leave `queues` out, or `ethtool -L {name} combined {queues}`"
+    )]
+    QueuesUnserved { name: String, active: u32, queues: u32 },
+    #[error(
         "the kernel may give its own connections the ports {local} of {address}, which [pool.{pool}] leases too; \
          add {ports} to the sysctl net.ipv4.ip_local_reserved_ports to keep them apart"
     )]
@@ -188,6 +193,10 @@ impl Check<'_> {
             (None, Some(active)) if active > MAX_QUEUES => {
                 let most = MAX_QUEUES;
                 self.refuse(nic.place, Problem::TooManyQueues { name: name.clone(), active, most });
+            }
+            (Some(queues), Some(active)) if queues < active => {
+                let caution = Caution::QueuesUnserved { name: name.clone(), active, queues };
+                self.warn(nic.place, caution);
             }
             _ => {}
         }

@@ -33,6 +33,8 @@ pub struct Neighbours {
     generation: u64,
     /// The hops that connections were given, by the origin's address.
     used: HashMap<IpAddr, Hop>,
+    /// A hop in `used` was replaced since the last [`refresh`](Self::refresh).
+    replaced: bool,
     resolver: Option<Resolver>,
 }
 
@@ -52,7 +54,7 @@ impl Neighbours {
     fn new(routes: Arc<ArcSwap<Routes>>, resolver: Option<Resolver>) -> Self {
         let mut cache = Cache::new(routes);
         let generation = cache.load().generation();
-        Self { cache, generation, used: HashMap::new(), resolver }
+        Self { cache, generation, used: HashMap::new(), replaced: false, resolver }
     }
 
     /// Where a packet to `destination` goes next. Whatever is missing or in doubt is asked for.
@@ -62,7 +64,8 @@ impl Neighbours {
             routes::NextHop::Ready { ifindex, mac, source_mac, gateway, fresh } => {
                 let Some(nic) = setup.nic_of(ifindex) else { return NextHop::NoRoute };
                 let hop = Hop { nic, source: source_mac, destination: mac };
-                self.used.insert(destination, hop);
+                let before = self.used.insert(destination, hop);
+                self.replaced |= before.is_some_and(|before| before != hop);
                 if fresh {
                     return NextHop::Ready(hop);
                 }
@@ -87,11 +90,11 @@ impl Neighbours {
     /// kernel's tables.
     pub fn refresh(&mut self, setup: &Setup) -> bool {
         let routes = self.cache.load();
+        let mut changed = std::mem::take(&mut self.replaced);
         if routes.generation() == self.generation {
-            return false;
+            return changed;
         }
         self.generation = routes.generation();
-        let mut changed = false;
         for (&destination, hop) in &mut self.used {
             if let routes::NextHop::Ready { ifindex, mac, source_mac, .. } =
                 routes.next_hop(destination)

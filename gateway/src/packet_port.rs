@@ -164,6 +164,18 @@ impl Shield {
     /// # Errors
     /// When `nft` is not installed, or refuses.
     pub fn raise(rules: &Rules) -> io::Result<Self> {
+        // The table of one that was just killed goes in a moment.
+        let gone = (0..TRIES).any(|turn| {
+            if turn > 0 {
+                std::thread::park_timeout(APART);
+            }
+            raised().is_ok_and(|found| found.is_none())
+        });
+        if !gone {
+            return Err(io::Error::other(
+                "the nftables table `inet headgate` is another process's; stop that headgate first",
+            ));
+        }
         let mut nft = Command::new("nft")
             .arg("--interactive")
             .stdin(Stdio::piped())
@@ -179,14 +191,14 @@ impl Shield {
         }
         let shield = Self { nft };
         // The pipe tells nothing back: ask whether the rules are there.
-        for _ in 0..100 {
-            if raised()? == rules.services.len() + rules.pools.len() {
+        for _ in 0..TRIES {
+            if raised()? == Some(rules.services.len() + rules.pools.len()) {
                 return Ok(shield);
             }
-            std::thread::park_timeout(Duration::from_millis(20));
+            std::thread::park_timeout(APART);
         }
         Err(io::Error::other(
-            "nft did not install the rules that keep the kernel from answering; is another headgate running? (nft list tables)",
+            "nft did not install the rules that keep the kernel from answering; try `nft list ruleset`",
         ))
     }
 }
@@ -198,11 +210,24 @@ impl Drop for Shield {
     }
 }
 
-/// How many rules are in place.
-fn raised() -> io::Result<usize> {
-    let listing = Command::new("nft").args(["list", "table", "inet", "headgate"]).output()?;
+/// How often to look at nft's rules, and how far apart.
+const TRIES: usize = 100;
+const APART: Duration = Duration::from_millis(20);
+
+/// How many rules are in place; `None` if the table does not exist.
+fn raised() -> io::Result<Option<usize>> {
+    let listing = Command::new("nft")
+        .args(["list", "table", "inet", "headgate"])
+        .output()
+        .map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot run nft: {error}; install nftables"))
+        })?;
+    if !listing.status.success() {
+        return Ok(None);
+    }
     let text = String::from_utf8_lossy(&listing.stdout);
-    Ok(text.lines().filter(|line| line.trim_end().ends_with(" drop")).count())
+    let rules = text.lines().filter(|line| line.trim_end().ends_with(" drop")).count();
+    Ok(Some(rules))
 }
 
 fn drop_rule(address: IpAddr, ports: &str) -> String {

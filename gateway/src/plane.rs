@@ -24,7 +24,7 @@ use crate::{
     neighbours::Neighbours,
     origin::{Family, Origin},
     pool::Pool,
-    port::{Nic, Port},
+    port::{BATCH, Nic, Port},
     session::{Leg, OriginLeg, Session, Sessions, Tag},
     setup::Setup,
     tally::{Event, Fate, Reason, Tally},
@@ -42,8 +42,8 @@ pub struct Plane {
     pub(crate) neighbours: Neighbours,
     pub(crate) rng: StdRng,
     pub(crate) tally: Tally,
-    /// Sessions that wait for a next hop, by when to look again.
-    pub(crate) unresolved: VecDeque<(Instant, u32)>,
+    /// Sessions that wait for a next hop, by when to look again, with the client's connection.
+    pub(crate) unresolved: VecDeque<(Instant, u32, ConnId)>,
     /// Connections to be attended to at the end of this batch.
     listed: Vec<u32>,
     exchange: Arc<Exchange>,
@@ -124,7 +124,7 @@ impl Plane {
 
     /// Takes packets that other workers received for this one; at most as many as one batch.
     pub fn take_over(&mut self, now: Instant, port: &mut impl Port) {
-        for _ in 0..crate::port::BATCH {
+        for _ in 0..BATCH {
             let Some(mut parcel) = self.exchange.receive(self.me) else { return };
             self.tally.note(Event::TakenOver);
             if let Fate::Dropped(reason) = self.parcel(now, &mut parcel) {
@@ -158,7 +158,7 @@ impl Plane {
     /// [`waits_for_room`](Self::waits_for_room).
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let resolution = self.unresolved.front().map(|(due, _)| *due);
+        let resolution = self.unresolved.front().map(|(due, ..)| *due);
         [self.stack.next_deadline(), resolution].into_iter().flatten().min()
     }
 
@@ -174,6 +174,10 @@ impl Plane {
             self.tally.note(Event::DrainCut);
             self.cut(index);
             self.list_session(index);
+            if self.listed.len() == BATCH {
+                self.attend_listed(now, port);
+                port.flush();
+            }
         }
         self.attend_listed(now, port);
     }
@@ -237,7 +241,12 @@ impl Plane {
         let back = ethernet.back;
         match self.stack.ingress(now, &segment, packet, back, &mut self.answers) {
             Ingress::Touched(id) => {
-                self.list(id);
+                let tag = Tag::unpack(self.stack.tag(id));
+                if tag.leg == Leg::Client {
+                    // Towards a client goes what its packets came from: routers take over.
+                    self.stack.set_path(id, back);
+                }
+                self.list_session(tag.session);
                 Fate::Consumed
             }
             Ingress::Accepted(id) => {
@@ -272,7 +281,12 @@ impl Plane {
         }
         match self.stack.accept(now, segment, back, service, &mut self.answers) {
             Ok(()) => Fate::Consumed,
-            Err(refusal) => Fate::Dropped(refusal.into()),
+            Err(refusal) => {
+                if let Some(directory) = &self.directory {
+                    directory.release(&tuple, self.me);
+                }
+                Fate::Dropped(refusal.into())
+            }
         }
     }
 
@@ -345,6 +359,9 @@ impl Plane {
             }
             Err(_) => {
                 self.tally.note(Event::SessionLimit);
+                if let Some(directory) = &self.directory {
+                    directory.release(&tuple, self.me);
+                }
                 self.stack.abort(client);
                 self.stack.flush(now, client, &mut self.answers);
                 self.stack.release(client);

@@ -217,13 +217,14 @@ fn start_xdp(
         .zip(interfaces)
         .map(|(nic, found)| nic.queues.or(found.queues).unwrap_or(1).min(map::MAX_QUEUES))
         .collect();
-    let count = queues.iter().copied().max().unwrap_or(1) as usize;
-    let wakers = wakers(count)?;
+    // Every worker has a queue of every NIC at least; the rest are dealt out in turn.
+    let count = queues.iter().copied().min().unwrap_or(1).max(1);
+    let wakers = wakers(count as usize)?;
     let mut ports = Vec::new();
     let mut pulses: Vec<Vec<Pulse>> = Vec::new();
     let mut modes = Vec::new();
     for (worker, waker) in wakers.iter().enumerate() {
-        let (port, mode) = bind(config, &queues, worker as u32, waker)?;
+        let (port, mode) = bind(config, &queues, (worker as u32, count), waker)?;
         let mut hearts = Vec::new();
         for (nic, queue, socket) in port.sockets() {
             steerings[nic as usize].add_socket(queue, socket)?;
@@ -317,17 +318,20 @@ fn facts_of(found: &Interface) -> NicFacts {
 fn bind(
     config: &Config,
     queues: &[u32],
-    worker: u32,
+    (worker, workers): (u32, u32),
     waker: &Waker,
 ) -> Result<(Xsk, BindMode), StartError> {
-    let served = config.nics.iter().enumerate().filter(|(index, _)| worker < queues[*index]);
-    let specs: Vec<_> = served
-        .map(|(index, nic)| QueueSpec {
-            nic: index as Nic,
-            name: nic.name.clone(),
-            queue: worker,
-            ring: nic.ring,
-            frames: nic.frames,
+    let nics = config.nics.iter().enumerate();
+    let specs: Vec<_> = nics
+        .flat_map(|(index, nic)| {
+            let served = (worker..queues[index]).step_by(workers as usize);
+            served.map(move |queue| QueueSpec {
+                nic: index as Nic,
+                name: nic.name.clone(),
+                queue,
+                ring: nic.ring,
+                frames: nic.frames,
+            })
         })
         .collect();
     let modes: &[_] = if config.nics.iter().any(|nic| nic.bind == Bind::Copy) {

@@ -1,4 +1,4 @@
-//! AF_XDP: one socket per NIC of a worker, all on one UMEM.
+//! AF_XDP: a socket for each NIC queue of a worker, all on one UMEM.
 //!
 //! The only file that knows xsk-rs, and the only `unsafe` of the gateway. What makes it sound is
 //! one table: `place` says for every frame who owns it, a [`Frame`] exists exactly for the ones that
@@ -68,13 +68,17 @@ pub struct Xsk {
 enum Place {
     Free,
     Held,
-    Receiving(Nic),
-    Sending(Nic),
+    Receiving(SideId),
+    Sending(SideId),
 }
 
-/// One NIC's rings.
+/// The rings of one NIC queue, by their number in this port.
+type SideId = u8;
+
+/// The rings of one NIC queue.
 #[derive(Debug)]
 struct Side {
+    id: SideId,
     nic: Nic,
     name: String,
     queue: u32,
@@ -142,8 +146,9 @@ impl Xsk {
 
         let sides = specs
             .iter()
-            .map(|spec| {
-                Side::bind(spec, &umem, mode).map_err(|source| BindError::Socket {
+            .zip(0..)
+            .map(|(spec, id)| {
+                Side::bind(spec, id, &umem, mode).map_err(|source| BindError::Socket {
                     nic: spec.name.clone(),
                     queue: spec.queue,
                     mode: mode.name(),
@@ -190,7 +195,7 @@ impl Xsk {
                     break;
                 }
                 for slot in self.free.drain(first..) {
-                    self.place[slot as usize] = Place::Receiving(side.nic);
+                    self.place[slot as usize] = Place::Receiving(side.id);
                 }
                 side.receiving += count;
                 missing -= count;
@@ -210,7 +215,7 @@ impl Xsk {
             for desc in &self.scratch[..count] {
                 let slot = desc.addr() / FRAME_SIZE;
                 // An invalid descriptor may complete with an address that means nothing.
-                if self.place.get(slot) == Some(&Place::Sending(side.nic)) {
+                if self.place.get(slot) == Some(&Place::Sending(side.id)) {
                     self.place[slot] = Place::Free;
                     self.free.push(slot as u32);
                     side.sending -= 1;
@@ -256,7 +261,7 @@ impl Port for Xsk {
             let count = unsafe { side.rx.consume(&mut self.scratch[..wanted]) };
             for desc in &self.scratch[..count] {
                 let slot = desc.addr() / FRAME_SIZE;
-                if self.place.get(slot) != Some(&Place::Receiving(side.nic)) {
+                if self.place.get(slot) != Some(&Place::Receiving(side.id)) {
                     side.bad_addresses += 1;
                     continue;
                 }
@@ -303,15 +308,17 @@ impl Port for Xsk {
     fn transmit(&mut self, nic: Nic, frame: Frame) {
         let slot = frame.into_slot();
         self.held -= 1;
-        if let Some(side) = self.sides.iter_mut().find(|side| side.nic == nic) {
-            self.place[slot as usize] = Place::Sending(nic);
-            side.sending += 1;
-            side.backlog.push_back(slot);
-        } else {
-            // A worker without a queue on that NIC: routes lead only to NICs that it has.
+        // A worker has a queue of every NIC, and of one with several any will do.
+        let side = self.sides.iter_mut().find(|side| side.nic == nic);
+        debug_assert!(side.is_some(), "no queue of NIC {nic}");
+        let Some(side) = side else {
             self.place[slot as usize] = Place::Free;
             self.free.push(slot);
-        }
+            return;
+        };
+        self.place[slot as usize] = Place::Sending(side.id);
+        side.sending += 1;
+        side.backlog.push_back(slot);
     }
 
     fn recycle(&mut self, slot: Slot) {
@@ -354,14 +361,14 @@ impl Port for Xsk {
     }
 
     fn rings(&mut self) -> Vec<RingCounters> {
-        let mut rings: Vec<_> = self.sides.iter().map(|side| (side.nic, side.counters())).collect();
-        rings.sort_by_key(|(nic, _)| *nic);
+        let mut rings: Vec<_> = self.sides.iter().map(|side| (side.id, side.counters())).collect();
+        rings.sort_by_key(|(id, _)| *id);
         rings.into_iter().map(|(_, counters)| counters).collect()
     }
 }
 
 impl Side {
-    fn bind(spec: &QueueSpec, umem: &Umem, mode: BindMode) -> io::Result<Self> {
+    fn bind(spec: &QueueSpec, id: SideId, umem: &Umem, mode: BindMode) -> io::Result<Self> {
         let copy = match mode {
             BindMode::ZeroCopy => BindFlags::XDP_ZEROCOPY,
             BindMode::Copy => BindFlags::XDP_COPY,
@@ -380,6 +387,7 @@ impl Side {
             io::Error::other("this queue has a socket already: it is configured twice")
         })?;
         let mut side = Self {
+            id,
             nic: spec.nic,
             name: spec.name.clone(),
             queue: spec.queue,
