@@ -3,6 +3,8 @@
 //! The guard knows the exact sequence numbers of both directions without asking the engine, by counting the bytes that go in
 //! and out of its buffers.
 
+use std::net::IpAddr;
+
 use smoltcp::socket::tcp::State;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{TcpPacket, TcpSeqNumber};
@@ -245,6 +247,12 @@ impl<P, E: Engine> Connection<P, E> {
         } else {
             self.take_window(now, segment);
         }
+        if self.fin_received() {
+            // RFC 9293 section 3.10.7.4: there is nothing behind a FIN. smoltcp would queue it.
+            tcp.set_fin(false);
+            cut_payload(segment, packet);
+            return Verdict::Take;
+        }
         self.hold_back_fin(segment, rcv_nxt, &mut tcp)
     }
 
@@ -326,7 +334,7 @@ impl<P, E: Engine> Connection<P, E> {
         rcv_nxt: u32,
         tcp: &mut TcpPacket<&mut [u8]>,
     ) -> Verdict {
-        if !segment.flags.fin() || self.fin_received() {
+        if !segment.flags.fin() {
             return Verdict::Take;
         }
         let fin = segment.payload_end();
@@ -456,6 +464,15 @@ impl<P, E: Engine> Connection<P, E> {
         self.read = self.read.wrapping_add(moved as u32);
         to.written = to.written.wrapping_add(moved as u32);
         moved
+    }
+}
+
+/// Lets the IP packet end where the payload of its segment begins.
+fn cut_payload(segment: &Segment, packet: &mut [u8]) {
+    let (len, header) = (segment.payload().start as u16, segment.tcp_at() as u16);
+    match segment.tuple.local.addr {
+        IpAddr::V4(_) => packet[2..4].copy_from_slice(&len.to_be_bytes()),
+        IpAddr::V6(_) => packet[4..6].copy_from_slice(&(len - header).to_be_bytes()),
     }
 }
 

@@ -270,6 +270,30 @@ fn the_acknowledgment_of_a_fin_with_old_data_counts() {
 }
 
 #[test]
+fn there_is_nothing_behind_a_fin() {
+    for flags in [Flags::ACK, Flags::ACK.with(Flags::FIN)] {
+        let mut victim = Victim::new();
+        let mut last = victim.data(0, b"all");
+        last.flags = last.flags.with(Flags::FIN);
+        victim.receive(&last);
+        for offset in [1, 4, 5] {
+            let mut more = victim.data(offset, b"more");
+            more.flags = flags;
+            victim.receive(&more);
+        }
+        assert_eq!(victim.read(), b"all");
+        victim.server.close(victim.now, victim.id);
+        assert!(victim.sent().iter().all(|sent| sent.ack == victim.seq + 4));
+        // The acknowledgment of our FIN counts whatever comes with it.
+        victim.ack = victim.ack.wrapping_add(1);
+        let mut more = victim.data(4, b"more");
+        more.flags = flags;
+        victim.receive(&more);
+        assert_eq!(victim.server.status(victim.id), Status::Closed(CloseReason::Finished));
+    }
+}
+
+#[test]
 fn acknowledgments_are_old_only_beyond_the_scaled_window() {
     let mut victim = Victim::new();
     let begin = victim.ack;
