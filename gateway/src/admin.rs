@@ -65,17 +65,15 @@ pub enum AdminError {
 #[derive(Debug)]
 pub struct Admin {
     path: PathBuf,
+    listener: UnixListener,
 }
 
 impl Admin {
-    /// Listens at `path`, and answers with what `status` gives, on a thread of its own.
+    /// Takes the path, so that no other gateway with the same configuration starts.
     ///
     /// # Errors
     /// When another gateway listens there, or the path cannot be used.
-    pub fn listen(
-        path: &Path,
-        status: impl Fn() -> Status + Send + 'static,
-    ) -> Result<Self, AdminError> {
+    pub fn bind(path: &Path) -> Result<Self, AdminError> {
         let unusable = |source| AdminError::Unusable { path: path.into(), source };
         if UnixStream::connect(path).is_ok() {
             return Err(AdminError::Taken(path.into()));
@@ -89,13 +87,24 @@ impl Admin {
             Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(unusable)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(unusable)?;
         listener.set_nonblocking(true).map_err(unusable)?;
+        let admin = Self { path: path.into(), listener };
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(unusable)?;
+        Ok(admin)
+    }
+
+    /// Answers with what `status` gives, on a thread of its own.
+    ///
+    /// # Errors
+    /// When the system has no thread or descriptor left.
+    pub fn serve(&self, status: impl Fn() -> Status + Send + 'static) -> Result<(), AdminError> {
+        let unusable = |source| AdminError::Unusable { path: self.path.clone(), source };
+        let listener = self.listener.try_clone().map_err(unusable)?;
         thread::Builder::new()
             .name("admin".into())
             .spawn(move || serve(&listener, &status))
             .map_err(unusable)?;
-        Ok(Self { path: path.into() })
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::process::Command;
 
 use crate::config::{Config, ConfigError, Hint, MAX_QUEUES, Nic, Place, Pool, Problem, Service};
 use crate::netlink::{self, NetlinkError};
@@ -314,6 +315,18 @@ impl fmt::Display for Warning {
 }
 
 /// sysfs has a folder for each active receive queue.
+/// Whether an interface merges received packets (GRO, LRO) on their way to the network stack; `None` without the program
+/// `ethtool`.
+pub fn merges_received(name: &str) -> Option<bool> {
+    let listing = Command::new("ethtool").args(["-k", name]).output().ok()?;
+    let text = String::from_utf8_lossy(&listing.stdout);
+    listing.status.success().then(|| {
+        ["generic-receive-offload: on", "large-receive-offload: on"]
+            .iter()
+            .any(|merging| text.lines().any(|line| line.trim().starts_with(merging)))
+    })
+}
+
 fn active_queues(name: &str, index: u32) -> Option<u32> {
     let folder = Path::new("/sys/class/net").join(name);
     let shown = fs::read_to_string(folder.join("ifindex")).ok()?;

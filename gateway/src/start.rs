@@ -70,6 +70,17 @@ pub enum StartError {
     /// The admin socket is not to be had.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// The kernel merges packets before headgate gets them.
+    #[error(
+        "{nic} merges received packets (GRO or LRO) before {what} gets them, and merged ones do not fit a frame: \
+         `ethtool -K {nic} gro off lro off`, then start again"
+    )]
+    Merges {
+        /// The NIC's name.
+        nic: String,
+        /// Who gets them merged.
+        what: &'static str,
+    },
     /// The TCP layer does not work with this build.
     #[error("the TCP layer refuses to start: {0}")]
     Stack(#[from] userspace_tcp::StartError),
@@ -104,12 +115,13 @@ pub fn run(config: &Config, kind: PortKind) -> Result<(), StartError> {
         tracing::warn!("{warning}");
     }
     let nics = interfaces(config, &facts)?;
+    let admin = Admin::bind(&config.gateway.admin)?;
     let mirror = Mirror::start()?;
     let gateway = match kind {
         PortKind::Xdp => start_xdp(config, &nics, &mirror)?,
         PortKind::Packet => start_packet(config, &nics, &mirror)?,
     };
-    let admin = Admin::listen(&config.gateway.admin, {
+    admin.serve({
         let overview = gateway.overview.clone();
         move || overview.status()
     })?;
@@ -238,6 +250,7 @@ fn start_xdp(
         let (attach, bind) = (steering.mode().name(), modes[0].name());
         tracing::info!(nic = nic.name, attach, bind, queues = queues[index], "attached");
         if steering.mode() == AttachMode::Generic {
+            refuse_merged(&nic.name, "generic XDP")?;
             tracing::warn!(nic = nic.name, "generic XDP: slower than the driver's own");
         }
     }
@@ -258,6 +271,9 @@ fn start_packet(
     mirror: &Mirror,
 ) -> Result<Gateway, StartError> {
     tracing::warn!("AF_PACKET port: every packet is copied and costs a system call");
+    for nic in &config.nics {
+        refuse_merged(&nic.name, "an AF_PACKET socket")?;
+    }
     let mut rules = Rules::default();
     for service in &config.services {
         for listen in &service.listen {
@@ -312,6 +328,20 @@ fn spawn<P: Port + Send + 'static>(
 fn facts_of(found: &Interface) -> NicFacts {
     let mac = found.mac.unwrap_or_default();
     NicFacts { ifindex: found.index, mac, mtu: found.mtu }
+}
+
+fn refuse_merged(nic: &str, what: &'static str) -> Result<(), StartError> {
+    match host::merges_received(nic) {
+        Some(false) => Ok(()),
+        Some(true) => Err(StartError::Merges { nic: nic.into(), what }),
+        None => {
+            tracing::warn!(
+                nic,
+                "cannot see (no ethtool) whether GRO and LRO are off: they must be"
+            );
+            Ok(())
+        }
+    }
 }
 
 /// Binds a worker's sockets: zero-copy on all its NICs, or copy on all, since they share memory.

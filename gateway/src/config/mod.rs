@@ -70,7 +70,8 @@ pub struct Tcp {
     pub idle: Duration,
     /// `handshake`: a handshake that takes longer fails, towards clients and origins. Default 10 s.
     pub handshake: Duration,
-    /// `fin-wait`: how long a closed connection waits for the peer's FIN. Default 60 s.
+    /// `fin-wait`: how long a peer that only may send any more can be silent before its connection ends. Default 10 min,
+    /// as `idle`: a client that ended its request early may wait long for the answer.
     pub fin_wait: Duration,
     /// `time-wait`: how long a 4-tuple rests after its connection (RFC 9293 section 3.6.1). Default 60 s.
     pub time_wait: Duration,

@@ -131,7 +131,7 @@ fn tcp<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Tcp {
         max_half_open,
         idle: timeout("idle", hours(24 * 30)).unwrap_or(minutes(10)),
         handshake: timeout("handshake", minutes(5)).unwrap_or(10 * second),
-        fin_wait: timeout("fin-wait", hours(1)).unwrap_or(minutes(1)),
+        fin_wait: timeout("fin-wait", hours(1)).unwrap_or(minutes(10)),
         time_wait: timeout("time-wait", minutes(10)).unwrap_or(minutes(1)),
     };
     reader.finish(section);
