@@ -4,6 +4,7 @@
 
 #![warn(missing_docs)]
 
+pub mod fuzzing;
 pub mod hosts;
 pub mod rig;
 pub mod wire;

@@ -1,7 +1,7 @@
 //! The data plane between a client and an origin, all in memory.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -96,6 +96,8 @@ pub struct RigConfig {
     pub neighbour: NeighbourState,
     /// Where randomness comes from.
     pub seed: u64,
+    /// How many of the latest frames are kept in [`Rig::seen`].
+    pub memory: usize,
 }
 
 impl Default for RigConfig {
@@ -107,8 +109,20 @@ impl Default for RigConfig {
             scatter: false,
             neighbour: NeighbourState::Valid,
             seed: 1,
+            memory: 0,
         }
     }
+}
+
+/// A frame that passed between the gateway and the world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The gateway's NIC that it came in or went out through.
+    pub nic: Nic,
+    /// Whether it came in.
+    pub is_incoming: bool,
+    /// The frame, from the destination MAC address on.
+    pub frame: Vec<u8>,
 }
 
 /// Where a packet goes.
@@ -130,8 +144,12 @@ pub struct Rig {
     pub client: Client,
     /// The origin.
     pub origin: OriginHost,
+    /// The latest frames, oldest first; those of [`inject`](Self::inject) are not among them.
+    pub seen: VecDeque<Seen>,
+    routes: Arc<arc_swap::ArcSwap<Routes>>,
     wire: Wire<To>,
     scatter: bool,
+    memory: usize,
     rng: SmallRng,
 }
 
@@ -164,8 +182,11 @@ impl Rig {
             workers: (0..config.workers).map(worker).collect(),
             client: Client::new(now, host.clone()),
             origin: OriginHost::new(now, host, config.manner),
+            seen: VecDeque::with_capacity(config.memory),
+            routes: routes.clone(),
             wire: Wire::new(config.impairment),
             scatter: config.scatter,
+            memory: config.memory,
             rng: SmallRng::seed_from_u64(config.seed),
         }
     }
@@ -188,15 +209,26 @@ impl Rig {
             if self.is_idle() {
                 return;
             }
-            let deadlines = self.workers.iter().map(|(plane, _)| plane.next_deadline());
-            let next = deadlines
-                .chain([self.client.next_deadline(), self.origin.next_deadline()])
-                .chain([self.wire.next_arrival()])
-                .flatten()
-                .min();
-            let soonest = self.now + Duration::from_micros(100);
-            self.now = next.map_or(end, |next| next.max(soonest)).min(end);
+            self.skip_to_next(end);
         }
+    }
+
+    /// Lets so much time pass, whether or not anything is left to do, in `turns` turns at most.
+    /// Returns how many it took.
+    pub fn pass(&mut self, time: Duration, turns: usize) -> usize {
+        let end = self.now + time;
+        let mut taken = 0;
+        while self.now < end && taken < turns {
+            self.step();
+            self.skip_to_next(end);
+            taken += 1;
+        }
+        taken
+    }
+
+    /// Changes what the wires do to packets from now on.
+    pub fn impair(&mut self, impairment: Impairment) {
+        self.wire.impair(impairment);
     }
 
     /// Whether all streams have ended, and all sessions.
@@ -219,9 +251,9 @@ impl Rig {
                 To::Origin => self.origin.ingress(self.now, &mut packet),
                 To::Gateway(nic) => {
                     let worker = self.queue_of(&packet);
-                    let mut frame = ethernet(MACS[nic as usize], PEERS[nic as usize], &packet);
-                    frame.append(&mut packet);
+                    let frame = arriving(nic, &packet);
                     self.workers[worker].1.inject(nic, &frame);
+                    self.remember(nic, true, frame);
                 }
             }
         }
@@ -236,6 +268,11 @@ impl Rig {
         for packet in std::mem::take(&mut self.origin.out.packets) {
             self.wire.send(self.now, To::Gateway(ORIGIN), packet, &mut self.rng);
         }
+    }
+
+    /// The kernel comes to know this of the origin's station.
+    pub fn resolve(&self, state: NeighbourState) {
+        self.routes.store(Arc::new(routes(state)));
     }
 
     /// Resets all sessions of all workers.
@@ -301,11 +338,34 @@ impl Rig {
         plane.take_over(self.now, port);
         plane.turn(self.now, port);
         port.flush();
-        while let Some((nic, frame)) = port.take() {
+        while let Some((nic, frame)) = self.workers[index].1.take() {
             let to = if nic == CLIENT { To::Client } else { To::Origin };
             assert_eq!(frame[..6], PEERS[nic as usize], "to the right station");
             self.wire.send(self.now, to, frame[14..].to_vec(), &mut self.rng);
+            self.remember(nic, false, frame);
         }
+    }
+
+    /// Lets time pass until something is due.
+    fn skip_to_next(&mut self, end: Instant) {
+        let deadlines = self.workers.iter().map(|(plane, _)| plane.next_deadline());
+        let next = deadlines
+            .chain([self.client.next_deadline(), self.origin.next_deadline()])
+            .chain([self.wire.next_arrival()])
+            .flatten()
+            .min();
+        let soonest = self.now + Duration::from_micros(100);
+        self.now = next.map_or(end, |next| next.max(soonest)).min(end);
+    }
+
+    fn remember(&mut self, nic: Nic, is_incoming: bool, frame: Vec<u8>) {
+        if self.memory == 0 {
+            return;
+        }
+        if self.seen.len() == self.memory {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(Seen { nic, is_incoming, frame });
     }
 
     /// The queue on which a NIC would put a packet.
@@ -318,6 +378,14 @@ impl Rig {
         let ports = packet.get(header..header + 4).unwrap_or(&[0]);
         ports.iter().map(|&byte| byte as usize).sum::<usize>() % self.workers.len()
     }
+}
+
+/// The frame in which a neighbour on `nic` sends a packet to the gateway.
+#[must_use]
+pub fn arriving(nic: Nic, packet: &[u8]) -> Vec<u8> {
+    let mut frame = ethernet(MACS[nic as usize], PEERS[nic as usize], packet);
+    frame.extend_from_slice(packet);
+    frame
 }
 
 /// An Ethernet header for a packet.

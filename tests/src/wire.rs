@@ -43,6 +43,11 @@ impl<T: Copy> Wire<T> {
         Self { impairment, flying: BinaryHeap::new(), sent: 0 }
     }
 
+    /// Changes what happens to packets that are sent from now on.
+    pub fn impair(&mut self, impairment: Impairment) {
+        self.impairment = impairment;
+    }
+
     /// Puts a packet on the wire.
     pub fn send(&mut self, now: Instant, to: T, mut bytes: Vec<u8>, rng: &mut SmallRng) {
         let Impairment { loss, duplicate, corrupt, delay, jitter } = self.impairment;

@@ -13,6 +13,7 @@
 pub mod bench;
 pub mod demo;
 pub mod ebpf;
+pub mod fuzz;
 pub mod lab;
 pub mod process;
 pub mod setup;

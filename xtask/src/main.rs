@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use xtask::lab::{self, Lab, LabConfig};
-use xtask::{bench, demo, ebpf, process, setup, stages};
+use xtask::{bench, demo, ebpf, fuzz, process, setup, stages};
 
 /// The project's own tasks.
 #[derive(Parser)]
@@ -39,6 +39,14 @@ enum Task {
         /// Compare with the object that is checked in instead of replacing it
         #[arg(long)]
         check: bool,
+    },
+    /// Look for inputs that break parsers and the data plane (needs nightly Rust)
+    Fuzz {
+        /// What to fuzz [default: all targets, one after the other]
+        target: Option<String>,
+        /// Seconds for each target
+        #[arg(long, default_value_t = 300)]
+        seconds: u64,
     },
     /// Measure headgate beside HAProxy, nginx, and no proxy at all
     Bench {
@@ -116,6 +124,7 @@ impl Task {
             Task::Check => stages::check()?,
             Task::Lab(task) => return task.run(),
             Task::Ebpf { check } => ebpf::build(check)?,
+            Task::Fuzz { target, seconds } => fuzz::run(&fuzz::Options { target, seconds })?,
             Task::Bench { quick, json, queues, only } => {
                 bench::run(&bench::Options { quick, json, queues, only })?;
             }
