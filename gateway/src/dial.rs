@@ -13,8 +13,9 @@ use crate::{
     plane::Plane,
     pool::Release,
     port::Port,
-    session::{Leg, OriginLeg, Tag},
+    session::{Leg, OriginLeg, Sessions, Tag},
     tally::Event,
+    waiting::Waiter,
 };
 
 /// How long the kernel may take to resolve a next hop: as long as it tries (three probes, one
@@ -22,8 +23,13 @@ use crate::{
 const RESOLUTION: Duration = Duration::from_millis(3500);
 /// How long a failure may be an old one, that the kernel has not yet taken back.
 const FAILURE: Duration = Duration::from_millis(1500);
-/// How often to look whether it did.
-const LOOK: Duration = Duration::from_millis(5);
+
+/// Whether the session that began to wait still does.
+fn is_waiting(sessions: &mut Sessions, waiter: &Waiter) -> bool {
+    sessions.get_mut(waiter.session).is_some_and(|session| {
+        session.client == waiter.client && matches!(session.origin, OriginLeg::Resolving { .. })
+    })
+}
 
 impl Plane {
     /// Goes on to the origin's next address: until a handshake is under way, or a next hop is being
@@ -45,9 +51,7 @@ impl Plane {
                 }
                 NextHop::Unresolved | NextHop::Failed => {
                     // Failed may be long ago: the kernel was asked again.
-                    let Some(session) = self.sessions.get_mut(index) else { return };
-                    session.origin = OriginLeg::Resolving { address, since: now };
-                    self.unresolved.push_back((now + LOOK, index, session.client));
+                    self.wait_for_station(now, index, address);
                     return;
                 }
                 NextHop::NoRoute => self.blame(index, Event::OriginNoRoute),
@@ -55,41 +59,47 @@ impl Plane {
         }
     }
 
-    /// Looks again at the sessions that wait for a next hop, as far as their time has come.
-    pub(crate) fn look_again(&mut self, now: Instant, port: &mut impl Port) {
-        while let Some(&(due, index, client)) = self.unresolved.front()
-            && due <= now
-        {
-            self.unresolved.pop_front();
-            let Some(session) = self.sessions.get_mut(index) else { continue };
-            let OriginLeg::Resolving { address, since } = session.origin else { continue };
-            if session.client != client {
-                // Another session by now, with an entry of its own.
-                continue;
-            }
-            let hop = self.neighbours.next_hop(&self.setup, address.ip());
-            let patience = if hop == NextHop::Failed { FAILURE } else { RESOLUTION };
-            match hop {
-                NextHop::Ready(hop) => {
-                    if !self.connect(now, index, address, hop, port) {
-                        self.dial(now, index, port);
-                    }
-                }
-                NextHop::Unresolved | NextHop::Failed if now < since + patience => {
-                    self.unresolved.push_back((now + LOOK, index, client));
-                    continue;
-                }
-                NextHop::Unresolved | NextHop::Failed => {
-                    self.blame(index, Event::OriginNoNeighbour);
-                    self.dial(now, index, port);
-                }
-                NextHop::NoRoute => {
-                    self.blame(index, Event::OriginNoRoute);
-                    self.dial(now, index, port);
-                }
-            }
-            self.list_session(index);
+    /// Lets a session wait for the station of its next hop.
+    fn wait_for_station(&mut self, now: Instant, index: u32, address: SocketAddr) {
+        if self.waiting.len() >= 2 * self.sessions.capacity() {
+            let sessions = &mut self.sessions;
+            self.waiting.retain(|waiter| is_waiting(sessions, waiter));
         }
+        let Some(session) = self.sessions.get_mut(index) else { return };
+        session.origin = OriginLeg::Resolving { address };
+        let waiter = Waiter { session: index, client: session.client, since: now };
+        self.waiting.push(now, address.ip(), waiter);
+    }
+
+    /// Looks whether the stations that sessions wait for are known by now, if it is time to.
+    pub(crate) fn look_again(&mut self, now: Instant, port: &mut impl Port) {
+        for origin in self.waiting.due(now) {
+            let hop = self.neighbours.next_hop(&self.setup, origin);
+            let until = match hop {
+                NextHop::Ready(_) | NextHop::NoRoute => now,
+                NextHop::Unresolved => now - RESOLUTION,
+                NextHop::Failed => now - FAILURE,
+            };
+            for waiter in self.waiting.take(origin, until) {
+                if is_waiting(&mut self.sessions, &waiter) {
+                    self.waited(now, waiter.session, hop, port);
+                    self.list_session(waiter.session);
+                }
+            }
+        }
+    }
+
+    /// The end of a session's wait.
+    fn waited(&mut self, now: Instant, index: u32, hop: NextHop, port: &mut impl Port) {
+        let Some(session) = self.sessions.get_mut(index) else { return };
+        let OriginLeg::Resolving { address } = session.origin else { return };
+        match hop {
+            NextHop::Ready(hop) if self.connect(now, index, address, hop, port) => return,
+            NextHop::Ready(_) => {}
+            NextHop::Unresolved | NextHop::Failed => self.blame(index, Event::OriginNoNeighbour),
+            NextHop::NoRoute => self.blame(index, Event::OriginNoRoute),
+        }
+        self.dial(now, index, port);
     }
 
     /// A SYN to this address, from a leased pool address and port. `false` if there is none to be had.
@@ -117,6 +127,9 @@ impl Plane {
         match self.stack.connect(now, tuple, hop, tag, &mut outlet) {
             Ok(id) => {
                 session.origin = OriginLeg::Dialling(id, lease);
+                if let Some(mtu) = self.lower_mtu {
+                    self.stack.lower_mtu(id, mtu);
+                }
                 true
             }
             Err(refusal) => {

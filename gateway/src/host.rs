@@ -314,7 +314,6 @@ impl fmt::Display for Warning {
     }
 }
 
-/// sysfs has a folder for each active receive queue.
 /// Whether an interface merges received packets (GRO, LRO) on their way to the network stack; `None` without the program
 /// `ethtool`.
 pub fn merges_received(name: &str) -> Option<bool> {
@@ -327,6 +326,7 @@ pub fn merges_received(name: &str) -> Option<bool> {
     })
 }
 
+/// sysfs has a folder for each active receive queue.
 fn active_queues(name: &str, index: u32) -> Option<u32> {
     let folder = Path::new("/sys/class/net").join(name);
     let shown = fs::read_to_string(folder.join("ifindex")).ok()?;

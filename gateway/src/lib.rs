@@ -36,6 +36,7 @@ pub mod start;
 pub mod status;
 pub mod steer;
 pub mod tally;
+mod waiting;
 pub mod waker;
 pub mod worker;
 pub mod xsk;

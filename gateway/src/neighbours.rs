@@ -86,13 +86,12 @@ impl Neighbours {
         answer
     }
 
-    /// Whether a hop that was given out is another one by now: one load, if nothing changed in the
-    /// kernel's tables.
-    pub fn refresh(&mut self, setup: &Setup) -> bool {
+    /// What changed since the last call: one load, if nothing did.
+    pub fn refresh(&mut self, setup: &Setup) -> Change {
         let routes = self.cache.load();
         let mut changed = std::mem::take(&mut self.replaced);
         if routes.generation() == self.generation {
-            return changed;
+            return if changed { Change::Hops } else { Change::None };
         }
         self.generation = routes.generation();
         for (&destination, hop) in &mut self.used {
@@ -104,6 +103,25 @@ impl Neighbours {
                 changed |= std::mem::replace(hop, now) != now;
             }
         }
-        changed
+        if changed { Change::Hops } else { Change::Routes }
     }
+
+    /// Bytes of an IP packet that fit every NIC; `None` if a NIC is unknown.
+    pub fn smallest_mtu(&mut self, setup: &Setup) -> Option<u16> {
+        let routes = self.cache.load();
+        let mtus = setup.nics.iter().map(|nic| routes.link(nic.ifindex).map(|link| link.mtu));
+        let smallest = mtus.min()??;
+        Some(u16::try_from(smallest).unwrap_or(u16::MAX))
+    }
+}
+
+/// What changed in the kernel's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// Something, but no hop that was given out.
+    Routes,
+    /// A hop that was given out is another one by now.
+    Hops,
 }

@@ -165,16 +165,15 @@ impl Shield {
     /// When `nft` is not installed, or refuses.
     pub fn raise(rules: &Rules) -> io::Result<Self> {
         // The table of one that was just killed goes in a moment.
-        let gone = (0..TRIES).any(|turn| {
-            if turn > 0 {
-                std::thread::park_timeout(APART);
+        let mut tries = 0;
+        while raised()?.is_some() {
+            tries += 1;
+            if tries == TRIES {
+                return Err(io::Error::other(
+                    "the nftables table `inet headgate` is another process's; stop that headgate first",
+                ));
             }
-            raised().is_ok_and(|found| found.is_none())
-        });
-        if !gone {
-            return Err(io::Error::other(
-                "the nftables table `inet headgate` is another process's; stop that headgate first",
-            ));
+            std::thread::park_timeout(APART);
         }
         let mut nft = Command::new("nft")
             .arg("--interactive")
@@ -218,12 +217,20 @@ const APART: Duration = Duration::from_millis(20);
 fn raised() -> io::Result<Option<usize>> {
     let listing = Command::new("nft")
         .args(["list", "table", "inet", "headgate"])
+        .env("LC_ALL", "C")
         .output()
         .map_err(|error| {
             io::Error::new(error.kind(), format!("cannot run nft: {error}; install nftables"))
         })?;
     if !listing.status.success() {
-        return Ok(None);
+        let said = String::from_utf8_lossy(&listing.stderr);
+        return match said.contains("No such file or directory") {
+            true => Ok(None),
+            false => {
+                let said = said.lines().next().unwrap_or_default();
+                Err(io::Error::other(format!("nft says {said:?}; run as root")))
+            }
+        };
     }
     let text = String::from_utf8_lossy(&listing.stdout);
     let rules = text.lines().filter(|line| line.trim_end().ends_with(" drop")).count();

@@ -8,7 +8,7 @@
 //! Pure: no clock, no socket, no thread; `now` comes in, frames come in and go out through a
 //! [`Port`], the next deadline is a return value.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use rand::{SeedableRng, rngs::StdRng};
 use userspace_tcp::{
@@ -21,13 +21,14 @@ use crate::{
     frame::Frame,
     hop::{Answers, ETHERNET, Ethernet, Hop, Outlet},
     log_gate::LogGate,
-    neighbours::Neighbours,
+    neighbours::{Change, Neighbours},
     origin::{Family, Origin},
     pool::Pool,
     port::{BATCH, Nic, Port},
     session::{Leg, OriginLeg, Session, Sessions, Tag},
     setup::Setup,
     tally::{Event, Fate, Reason, Tally},
+    waiting::Waiting,
 };
 
 /// The state of one worker.
@@ -42,8 +43,10 @@ pub struct Plane {
     pub(crate) neighbours: Neighbours,
     pub(crate) rng: StdRng,
     pub(crate) tally: Tally,
-    /// Sessions that wait for a next hop, by when to look again, with the client's connection.
-    pub(crate) unresolved: VecDeque<(Instant, u32, ConnId)>,
+    /// Sessions that wait for a next hop.
+    pub(crate) waiting: Waiting,
+    /// Bytes of an IP packet that fit every NIC, as far as it is less than at the start.
+    pub(crate) lower_mtu: Option<u16>,
     /// Connections to be attended to at the end of this batch.
     listed: Vec<u32>,
     exchange: Arc<Exchange>,
@@ -104,7 +107,8 @@ impl Plane {
             neighbours: parts.neighbours,
             rng: StdRng::from_seed(parts.seed),
             tally: Tally::default(),
-            unresolved: VecDeque::new(),
+            waiting: Waiting::default(),
+            lower_mtu: None,
             listed: Vec::with_capacity(1024),
             exchange: parts.exchange,
             directory: parts.directory,
@@ -145,9 +149,7 @@ impl Plane {
                 Expired::Nothing => break,
             }
         }
-        if self.neighbours.refresh(&self.setup) {
-            self.renew_hops();
-        }
+        self.follow_the_kernel();
         self.look_again(now, port);
         self.attend_listed(now, port);
     }
@@ -158,8 +160,7 @@ impl Plane {
     /// [`waits_for_room`](Self::waits_for_room).
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let resolution = self.unresolved.front().map(|(due, ..)| *due);
-        [self.stack.next_deadline(), resolution].into_iter().flatten().min()
+        [self.stack.next_deadline(), self.waiting.next_look()].into_iter().flatten().min()
     }
 
     /// Takes no new connection from here on.
@@ -355,6 +356,9 @@ impl Plane {
             Ok(index) => {
                 self.tally.note(Event::SessionOpened);
                 self.stack.set_tag(client, Tag { session: index, leg: Leg::Client }.pack());
+                if let Some(mtu) = self.lower_mtu {
+                    self.stack.lower_mtu(client, mtu);
+                }
                 self.list_session(index);
             }
             Err(_) => {
@@ -365,6 +369,33 @@ impl Plane {
                 self.stack.abort(client);
                 self.stack.flush(now, client, &mut self.answers);
                 self.stack.release(client);
+            }
+        }
+    }
+
+    /// Takes over what changed in the kernel's tables: next hops, and smaller packets.
+    fn follow_the_kernel(&mut self) {
+        match self.neighbours.refresh(&self.setup) {
+            Change::None => return,
+            Change::Routes => {}
+            Change::Hops => self.renew_hops(),
+        }
+        if let Some(mtu) = self.neighbours.smallest_mtu(&self.setup)
+            && mtu < self.lower_mtu.unwrap_or(self.stack.config().mtu)
+        {
+            self.lower_mtu = Some(mtu);
+            self.lower_mtus(mtu);
+        }
+    }
+
+    /// Makes every connection send smaller packets.
+    fn lower_mtus(&mut self, mtu: u16) {
+        let indices: Vec<_> = self.sessions.indices().collect();
+        for index in indices {
+            let Some(session) = self.sessions.get_mut(index) else { continue };
+            self.stack.lower_mtu(session.client, mtu);
+            if let Some(origin) = session.origin.connection() {
+                self.stack.lower_mtu(origin, mtu);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use userspace_tcp::{ConnId, Instant, Tuple};
+use userspace_tcp::{ConnId, Tuple};
 
 use crate::{origin::Attempt, pool::Lease, tally::Event};
 
@@ -52,8 +52,6 @@ pub enum OriginLeg {
     Resolving {
         /// The origin's address.
         address: SocketAddr,
-        /// Since when.
-        since: Instant,
     },
     /// Waiting for the origin to complete the handshake.
     Dialling(ConnId, Lease),
@@ -117,6 +115,12 @@ impl Sessions {
         let session = self.slots.get_mut(index as usize)?.take()?;
         self.free.push(index);
         Some(session)
+    }
+
+    /// How many there may be.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.slots.len()
     }
 
     /// How many there are.

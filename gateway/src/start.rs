@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use clap::ValueEnum;
 use headgate_ebpf::{OnDead as SteerOnDead, Protocol, map};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -27,6 +28,7 @@ use crate::{
     overview::Overview,
     packet_port::{Packets, Rules, Shield},
     port::{Nic, Port},
+    routes::Routes,
     setup::{NicFacts, Secrets, Shared},
     steer::{AttachMode, Pulse, SteerError, Steering},
     waker::Waker,
@@ -87,6 +89,9 @@ pub enum StartError {
     /// The system refused a thread, a descriptor or a signal handler.
     #[error("the system refuses a resource: {0}")]
     System(io::Error),
+    /// An interface is gone.
+    #[error("{0} has been removed: start again when it is back")]
+    NicGone(String),
     /// A worker is gone.
     #[error(
         "worker {0} died: this is a bug, please report it with the log; traffic goes to the kernel"
@@ -126,7 +131,8 @@ pub fn run(config: &Config, kind: PortKind) -> Result<(), StartError> {
         move || overview.status()
     })?;
     tracing::info!(services = config.services.len(), workers = gateway.threads.len(), "serving");
-    let outcome = gateway.serve(config, &mut signals);
+    let mut watch = NicWatch::new(&nics, &mirror);
+    let outcome = gateway.serve(config, &mut signals, &mut watch);
     drop(admin);
     let stopped = gateway.stop();
     outcome.and(stopped)
@@ -143,7 +149,12 @@ struct Gateway {
 
 impl Gateway {
     /// Waits for a signal, and then for the workers' clients to leave.
-    fn serve(&self, config: &Config, signals: &mut Signals) -> Result<(), StartError> {
+    fn serve(
+        &self,
+        config: &Config,
+        signals: &mut Signals,
+        watch: &mut NicWatch,
+    ) -> Result<(), StartError> {
         let mut drain_until = None;
         loop {
             for _ in signals.pending() {
@@ -159,6 +170,7 @@ impl Gateway {
             if let Some(dead) = self.threads.iter().position(JoinHandle::is_finished) {
                 return Err(StartError::WorkerDied(dead));
             }
+            watch.look()?;
             if let Some(until) = drain_until {
                 // A report that is older than the order does not count.
                 let drained = clock() + config.gateway.drain >= until + 2 * LOOK;
@@ -205,6 +217,47 @@ fn interfaces(config: &Config, facts: &HostFacts) -> Result<Vec<Interface>, Star
         })
     });
     found.collect()
+}
+
+/// Watches over the interfaces while workers are busy.
+#[derive(Debug)]
+struct NicWatch {
+    routes: Arc<ArcSwap<Routes>>,
+    generation: u64,
+    nics: Vec<Interface>,
+}
+
+impl NicWatch {
+    fn new(nics: &[Interface], mirror: &Mirror) -> Self {
+        let routes = mirror.routes();
+        let generation = routes.load().generation();
+        Self { routes, generation, nics: nics.to_vec() }
+    }
+
+    /// Tells of interfaces that went down or up.
+    ///
+    /// # Errors
+    /// When one is gone: nothing is attached to it any more.
+    fn look(&mut self) -> Result<(), StartError> {
+        let routes = self.routes.load();
+        if routes.generation() == self.generation {
+            return Ok(());
+        }
+        self.generation = routes.generation();
+        for nic in &mut self.nics {
+            let Some(link) = routes.link(nic.index) else {
+                return Err(StartError::NicGone(nic.name.clone()));
+            };
+            if std::mem::replace(&mut nic.up, link.up) != link.up {
+                let (nic, state) = (&nic.name, if link.up { "up" } else { "down" });
+                tracing::warn!(nic, state, "the interface changed");
+            }
+            if std::mem::replace(&mut nic.mtu, link.mtu) < link.mtu {
+                tracing::warn!(nic = nic.name, "a larger MTU is used after the next start");
+            }
+        }
+        Ok(())
+    }
 }
 
 fn start_xdp(
