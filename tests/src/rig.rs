@@ -176,7 +176,12 @@ impl Rig {
             let plane = shared.plane(&parsed, me, neighbours, secrets, now);
             (plane.expect("the TCP layer starts"), Memory::new(1024))
         };
-        let host = userspace_tcp::Config { max_connections: 512, ..Default::default() };
+        let host = userspace_tcp::Config {
+            max_connections: 512,
+            max_half_open: 512,
+            max_time_wait: 4096,
+            ..Default::default()
+        };
         Self {
             now,
             workers: (0..config.workers).map(worker).collect(),
