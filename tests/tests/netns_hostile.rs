@@ -452,7 +452,7 @@ fn origin(lab: &Lab) -> Origin {
 }
 
 fn served(lab: &Lab, seed: u64, seconds: u64) {
-    let at = SocketAddr::new(if seed % 2 == 0 { vip4(0) } else { vip6(0) }, WEB);
+    let at = SocketAddr::new(if seed.is_multiple_of(2) { vip4(0) } else { vip6(0) }, WEB);
     let url = format!("http://{at}/bytes/100000?seed={seed}");
     let got = Transfer::get(lab.client(), &url, Duration::from_secs(seconds)).unwrap();
     assert_eq!(got.success().unwrap().sha256, pattern::sha256(100_000, seed));

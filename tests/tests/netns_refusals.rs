@@ -354,7 +354,7 @@ fn origin(lab: &Lab) -> Origin {
 }
 
 fn get(lab: &Lab, length: u64, seed: u64, arguments: &[&str]) -> Transfer {
-    let at = SocketAddr::new(if seed % 2 == 0 { vip4(0) } else { vip6(0) }, 80);
+    let at = SocketAddr::new(if seed.is_multiple_of(2) { vip4(0) } else { vip6(0) }, 80);
     let url = format!("http://{at}/bytes/{length}?seed={seed}");
     Transfer::with(lab.client(), arguments, &url, Duration::from_secs(15)).unwrap()
 }

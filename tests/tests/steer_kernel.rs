@@ -14,7 +14,6 @@ use headgate_ebpf::map::{
 };
 use headgate_ebpf::table::{Case, Rules, cases, mutate};
 use headgate_ebpf::{Action, BlockedPrefix, OBJECT, Verdict, classify};
-use nix::time::{ClockId, clock_gettime};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use socket2::{Domain, Socket, Type};
@@ -219,8 +218,7 @@ fn xdp(verdict: Verdict) -> u32 {
 }
 
 fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
-    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+    headgate::worker::clock().as_nanos() as u64
 }
 
 const AF_XDP: i32 = 44;
