@@ -109,6 +109,16 @@ impl Directory {
         claim.until.is_none_or(|until| now < until).then_some(claim.worker as usize)
     }
 
+    /// The connection is over, but `worker` remembers it (TIME-WAIT) until then: what comes of it, and
+    /// a SYN that may replace it, still belongs there.
+    pub fn rest(&self, tuple: &Tuple, worker: usize, until: Instant) {
+        let hash = self.hasher.hash_one(tuple);
+        let mine = |claim: &Claim| claim.tuple == *tuple && claim.worker as usize == worker;
+        if let Some(claim) = self.shard(hash).claims.find_mut(hash, mine) {
+            claim.until = Some(until);
+        }
+    }
+
     /// Gives up a claim of `worker`.
     pub fn release(&self, tuple: &Tuple, worker: usize) {
         let hash = self.hasher.hash_one(tuple);

@@ -93,6 +93,7 @@ impl Mirror {
             published_at: Instant::ZERO,
             publish_due: None,
             topology_due: None,
+            neighbours_due: false,
             topology_cost: Duration::ZERO,
         };
         follower.read_topology()?;
@@ -159,6 +160,8 @@ struct Follower {
     publish_due: Option<Instant>,
     /// When links, addresses and routes are to be read again.
     topology_due: Option<Instant>,
+    /// Neighbours are to be read again: notifications were lost.
+    neighbours_due: bool,
     /// How long that took the last time.
     topology_cost: Duration,
 }
@@ -182,6 +185,9 @@ impl Follower {
         self.take_events()?;
         if self.topology_due.is_some_and(|due| due <= self.clock.now()) {
             self.read_topology()?;
+        }
+        if self.neighbours_due {
+            self.read_neighbours()?;
         }
         if self.publish_due.is_some_and(|due| due <= self.clock.now()) {
             self.publish();
@@ -222,6 +228,7 @@ impl Follower {
                     );
                     // What waits is older than what was lost, and would undo what is read next.
                     self.events.discard();
+                    self.neighbours_due = true;
                     self.read_neighbours()?;
                     self.change_topology();
                     continue;
@@ -295,6 +302,7 @@ impl Follower {
     fn read_neighbours(&mut self) -> Result<(), NetlinkError> {
         let neighbours = self.control.neighbours().map_err(reading("neighbours"))?;
         self.routes.replace_neighbours(neighbours);
+        self.neighbours_due = false;
         self.change();
         Ok(())
     }

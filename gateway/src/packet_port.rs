@@ -16,10 +16,8 @@ use std::{
 
 use hashbrown::HashMap;
 use headgate_ebpf::{
-    BlockedPrefix, Endpoint, OnDead, PoolKey, PoolRule, Protocol, ServiceRule, Settings, Tables,
-    Verdict, classify,
+    Endpoint, OnDead, PoolKey, PoolRule, Protocol, ServiceRule, Settings, Tables, Verdict, classify,
 };
-use ipnet::IpNet;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout},
@@ -37,6 +35,8 @@ use crate::{
 
 /// The longest frame that is taken, in bytes.
 pub const CAPACITY: usize = 1792;
+/// A byte more tells longer frames from those that just fit.
+const ROOM: usize = CAPACITY + 1;
 /// Bytes of the kernel's queues of a socket.
 const SOCKET_BUFFER: usize = 16 << 20;
 /// `PACKET_OUTGOING`: a frame that the host itself sent.
@@ -47,7 +47,6 @@ const OUTGOING: u8 = 4;
 pub struct Rules {
     services: HashMap<[u8; Endpoint::SIZE], ServiceRule>,
     pools: HashMap<[u8; PoolKey::SIZE], PoolRule>,
-    blocked: Vec<BlockedPrefix>,
 }
 
 /// One NIC's socket.
@@ -65,7 +64,7 @@ struct Side {
 pub struct Packets {
     sides: Vec<Side>,
     rules: Rules,
-    memory: Vec<[u8; CAPACITY]>,
+    memory: Vec<[u8; ROOM]>,
     lengths: Vec<usize>,
     free: Vec<u32>,
     queued: VecDeque<(Nic, u32)>,
@@ -84,14 +83,6 @@ impl Rules {
     pub fn add_pool(&mut self, protocol: Protocol, address: IpAddr, ports: (u16, u16)) {
         let rule = PoolRule::new(ports.0, ports.1, OnDead::Pass);
         self.pools.insert(PoolKey::new(protocol, address).to_bytes(), rule);
-    }
-
-    /// Ignores whatever comes from these prefixes.
-    pub fn block(&mut self, prefixes: &[IpNet]) {
-        let prefixes = prefixes.iter();
-        self.blocked.extend(
-            prefixes.filter_map(|prefix| BlockedPrefix::new(prefix.addr(), prefix.prefix_len())),
-        );
     }
 
     /// Whether the XDP program would redirect this frame.
@@ -140,12 +131,12 @@ impl Tables for Rules {
         self.pools.get(&key.to_bytes()).copied()
     }
 
-    fn is_blocked_v4(&self, source: [u8; 4]) -> bool {
-        self.blocked.iter().any(|prefix| prefix.contains(source.into()))
+    fn is_blocked_v4(&self, _source: [u8; 4]) -> bool {
+        false
     }
 
-    fn is_blocked_v6(&self, source: [u8; 16]) -> bool {
-        self.blocked.iter().any(|prefix| prefix.contains(source.into()))
+    fn is_blocked_v6(&self, _source: [u8; 16]) -> bool {
+        false
     }
 }
 
@@ -257,7 +248,7 @@ impl Packets {
         Ok(Self {
             sides: sides?,
             rules,
-            memory: vec![[0; CAPACITY]; frames as usize],
+            memory: vec![[0; ROOM]; frames as usize],
             lengths: vec![0; frames as usize],
             free: (0..frames).rev().collect(),
             queued: VecDeque::with_capacity(frames as usize),
@@ -327,7 +318,7 @@ impl Port for Packets {
             if let Some(side) = self.sides.iter_mut().find(|side| side.nic == nic) {
                 match send(side.socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT) {
                     Ok(_) => {}
-                    Err(Errno::EAGAIN | Errno::ENOBUFS) => return,
+                    Err(Errno::EAGAIN) => return,
                     Err(_) => side.tx_errors += 1,
                 }
             }
@@ -401,7 +392,7 @@ impl Side {
     fn receive(&mut self, room: &mut [u8]) -> Received {
         match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), room) {
             Ok((_, Some(from))) if from.pkttype() == OUTGOING => Received::Other,
-            Ok((len, _)) if len >= room.len() => {
+            Ok((len, _)) if len > CAPACITY => {
                 self.too_long += 1;
                 Received::Other
             }

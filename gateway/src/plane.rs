@@ -150,6 +150,9 @@ impl Plane {
             }
         }
         self.follow_the_kernel();
+        for pool in &mut self.pools {
+            pool.expire(now, BATCH);
+        }
         self.look_again(now, port);
         self.attend_listed(now, port);
     }
@@ -242,12 +245,7 @@ impl Plane {
         let back = ethernet.back;
         match self.stack.ingress(now, &segment, packet, back, &mut self.answers) {
             Ingress::Touched(id) => {
-                let tag = Tag::unpack(self.stack.tag(id));
-                if tag.leg == Leg::Client {
-                    // Towards a client goes what its packets came from: routers take over.
-                    self.stack.set_path(id, back);
-                }
-                self.list_session(tag.session);
+                self.list(id);
                 Fate::Consumed
             }
             Ingress::Accepted(id) => {

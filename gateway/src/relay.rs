@@ -165,7 +165,12 @@ impl Plane {
         let Some(session) = self.sessions.remove(index) else { return };
         self.stack.release(session.client);
         if let Some(directory) = &self.directory {
-            directory.release(&session.tuple, self.me);
+            if self.stack.contains(&session.tuple) {
+                let until = now + self.stack.config().time_wait;
+                directory.rest(&session.tuple, self.me, until);
+            } else {
+                directory.release(&session.tuple, self.me);
+            }
         }
     }
 

@@ -156,7 +156,10 @@ impl Shared {
         let (directory_key, pool_secret) = split(secret);
         let connections = config.tcp.max_connections.saturating_add(config.tcp.max_half_open);
         let directory = (workers > 1).then(|| {
-            let capacity = connections.saturating_mul(workers);
+            // What rests in TIME-WAIT is claimed as well.
+            let records =
+                connections.saturating_add(userspace_tcp::Config::default().max_time_wait);
+            let capacity = records.saturating_mul(workers);
             Arc::new(Directory::new(capacity, config.tcp.handshake.into(), directory_key))
         });
         Self {

@@ -1,7 +1,8 @@
 //! From a configuration to a running gateway, and back to a host without one.
 //!
 //! Order: facts of the host are checked → XDP programs attached (passing everything) → sockets bound
-//! and fill rings full → XSKMAP → workers run → rules → steering on. Going down is the reverse.
+//! and fill rings full → XSKMAP → workers run → rules → steering on. Going down: no new connections →
+//! workers end → steering off → detached.
 
 use std::{
     io,
@@ -15,7 +16,7 @@ use clap::ValueEnum;
 use headgate_ebpf::{OnDead as SteerOnDead, Protocol, map};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use signal_hook::{
-    consts::{SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
 };
 
@@ -83,6 +84,23 @@ pub enum StartError {
         /// Who gets them merged.
         what: &'static str,
     },
+    /// Blocked prefixes are the XDP program's work.
+    #[error(
+        "[block] needs XDP: run with --port xdp, or block these prefixes with nftables and leave [block] out"
+    )]
+    BlockNeedsXdp,
+    /// There are more workers than ports.
+    #[error(
+        "[pool.{pool}] has {ports} ports for {workers} workers, one for each queue that is served: give it more `ports`"
+    )]
+    FewPorts {
+        /// The pool's name.
+        pool: String,
+        /// Its ports on each address.
+        ports: usize,
+        /// How many workers there are.
+        workers: usize,
+    },
     /// The TCP layer does not work with this build.
     #[error("the TCP layer refuses to start: {0}")]
     Stack(#[from] userspace_tcp::StartError),
@@ -114,7 +132,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// # Errors
 /// Whatever keeps the gateway from running; nothing is attached then.
 pub fn run(config: &Config, kind: PortKind) -> Result<(), StartError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(StartError::System)?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(StartError::System)?;
     let facts = HostFacts::read()?;
     for warning in host::check_against_host(config, &facts).map_err(StartError::Config)? {
         tracing::warn!("{warning}");
@@ -130,7 +148,15 @@ pub fn run(config: &Config, kind: PortKind) -> Result<(), StartError> {
         let overview = gateway.overview.clone();
         move || overview.status()
     })?;
-    tracing::info!(services = config.services.len(), workers = gateway.threads.len(), "serving");
+    let workers = gateway.threads.len();
+    let buffers = config.tcp.receive_buffer + config.tcp.send_buffer;
+    let most_mib = (workers * config.tcp.max_connections * buffers) >> 20;
+    tracing::info!(
+        services = config.services.len(),
+        workers,
+        buffers_most_mib = most_mib,
+        "serving"
+    );
     let mut watch = NicWatch::new(&nics, &mirror);
     let outcome = gateway.serve(config, &mut signals, &mut watch);
     drop(admin);
@@ -157,7 +183,13 @@ impl Gateway {
     ) -> Result<(), StartError> {
         let mut drain_until = None;
         loop {
-            for _ in signals.pending() {
+            for signal in signals.pending() {
+                if signal == SIGHUP {
+                    tracing::warn!(
+                        "SIGHUP: the configuration is not reloaded; restart to change it"
+                    );
+                    continue;
+                }
                 if drain_until.is_some() {
                     tracing::info!("second signal: not waiting any longer");
                     return Ok(());
@@ -324,6 +356,9 @@ fn start_packet(
     mirror: &Mirror,
 ) -> Result<Gateway, StartError> {
     tracing::warn!("AF_PACKET port: every packet is copied and costs a system call");
+    if !config.blocked.is_empty() {
+        return Err(StartError::BlockNeedsXdp);
+    }
     for nic in &config.nics {
         refuse_merged(&nic.name, "an AF_PACKET socket")?;
     }
@@ -338,7 +373,6 @@ fn start_packet(
             rules.add_pool(Protocol::Tcp, address, (pool.ports.first(), pool.ports.last()));
         }
     }
-    rules.block(&config.blocked);
     let shield = Shield::raise(&rules).map_err(StartError::Shield)?;
     let wakers = wakers(1)?;
     let names: Vec<(Nic, String)> =
@@ -360,6 +394,10 @@ fn spawn<P: Port + Send + 'static>(
     ports: Vec<P>,
     pulses: Vec<Vec<Pulse>>,
 ) -> Result<Gateway, StartError> {
+    if let Some(pool) = config.pools.iter().find(|pool| pool.ports.count() < ports.len()) {
+        let (name, count) = (pool.name.clone(), pool.ports.count());
+        return Err(StartError::FewPorts { pool: name, ports: count, workers: ports.len() });
+    }
     let nics: Vec<_> = interfaces.iter().map(facts_of).collect();
     let mut random = StdRng::from_os_rng();
     let shared = Shared::new(config, &nics, wakers.clone(), random.random());

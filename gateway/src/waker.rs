@@ -35,7 +35,8 @@ impl Waker {
 
     /// Ends the worker's sleep, if it sleeps; costs one load if it does not.
     pub fn wake(&self) {
-        if self.inner.asleep.swap(false, Ordering::SeqCst) {
+        let asleep = &self.inner.asleep;
+        if asleep.load(Ordering::SeqCst) && asleep.swap(false, Ordering::SeqCst) {
             // Cannot fail but by overflow of the counter, and then it is readable anyway.
             let _ = self.inner.event.write(1);
         }

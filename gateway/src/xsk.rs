@@ -50,6 +50,8 @@ const SEND_BUFFER: usize = 32 << 20;
 #[derive(Debug)]
 pub struct Xsk {
     sides: Vec<Side>,
+    /// The side that is looked at first by the next reception.
+    first: usize,
     free: Vec<u32>,
     held: usize,
     /// What the kernel or [`Port::allocate`] last said about each frame.
@@ -73,7 +75,7 @@ enum Place {
 }
 
 /// The rings of one NIC queue, by their number in this port.
-type SideId = u8;
+type SideId = u16;
 
 /// The rings of one NIC queue.
 #[derive(Debug)]
@@ -91,7 +93,11 @@ struct Side {
     backlog: VecDeque<u32>,
     receiving: usize,
     sending: usize,
+    /// The frames that this queue brought along: as many may be on their way out.
+    share: usize,
     tx_budget: usize,
+    /// The last attempt to send failed: the NIC is down.
+    is_stuck: bool,
     tx_kicks: u64,
     tx_kicks_again: u64,
     tx_errors: u64,
@@ -159,6 +165,7 @@ impl Xsk {
 
         let mut port = Self {
             sides,
+            first: 0,
             free: (0..frames).rev().collect(),
             held: 0,
             descs: home.clone().into_boxed_slice(),
@@ -255,7 +262,9 @@ impl Xsk {
 
 impl Port for Xsk {
     fn receive(&mut self, batch: &mut Batch) {
-        for side in &mut self.sides {
+        let count = self.sides.len();
+        for turn in 0..count {
+            let side = &mut self.sides[(self.first + turn) % count];
             let wanted = BATCH - batch.len();
             // SAFETY: the queue and the descriptors belong to this UMEM, the only one here.
             let count = unsafe { side.rx.consume(&mut self.scratch[..wanted]) };
@@ -272,8 +281,7 @@ impl Port for Xsk {
                 batch.push((side.nic, Frame::occupying(slot as u32)));
             }
         }
-        // Whichever NIC is first is so only this time.
-        self.sides.rotate_left(1);
+        self.first = (self.first + 1) % count.max(1);
     }
 
     fn bytes_mut(&mut self, frame: &mut Frame) -> &mut [u8] {
@@ -308,17 +316,22 @@ impl Port for Xsk {
     fn transmit(&mut self, nic: Nic, frame: Frame) {
         let slot = frame.into_slot();
         self.held -= 1;
-        // A worker has a queue of every NIC, and of one with several any will do.
+        // A worker has a queue of every NIC. Of several it is always the first, for the order's sake.
+        // A NIC that sends nothing must not take all frames: what exceeds its share is lost.
         let side = self.sides.iter_mut().find(|side| side.nic == nic);
         debug_assert!(side.is_some(), "no queue of NIC {nic}");
-        let Some(side) = side else {
-            self.place[slot as usize] = Place::Free;
-            self.free.push(slot);
-            return;
-        };
-        self.place[slot as usize] = Place::Sending(side.id);
-        side.sending += 1;
-        side.backlog.push_back(slot);
+        match side {
+            Some(side) if side.sending < side.share => {
+                self.place[slot as usize] = Place::Sending(side.id);
+                side.sending += 1;
+                side.backlog.push_back(slot);
+                return;
+            }
+            Some(side) => side.tx_errors += 1,
+            None => {}
+        }
+        self.place[slot as usize] = Place::Free;
+        self.free.push(slot);
     }
 
     fn recycle(&mut self, slot: Slot) {
@@ -340,7 +353,7 @@ impl Port for Xsk {
     }
 
     fn wait(&mut self, limit: Duration) {
-        let unsent = self.sides.iter().any(|side| side.sending > 0);
+        let unsent = self.sides.iter().any(|side| side.sending > 0 && !side.is_stuck);
         let limit = if unsent { limit.min(Duration::from_millis(1)) } else { limit };
         let millis = limit.as_nanos().div_ceil(1_000_000).min(60_000) as u16;
         let mut fds = Vec::with_capacity(self.sides.len() + 1);
@@ -399,7 +412,9 @@ impl Side {
             backlog: VecDeque::with_capacity(spec.frames as usize),
             receiving: 0,
             sending: 0,
+            share: spec.frames as usize,
             tx_budget: DEFAULT_TX_BUDGET,
+            is_stuck: false,
             tx_kicks: 0,
             tx_kicks_again: 0,
             tx_errors: 0,
@@ -452,6 +467,7 @@ impl Side {
     /// Makes the kernel send; whether it is of use to go on.
     fn kick(&mut self) -> bool {
         self.tx_kicks += 1;
+        self.is_stuck = false;
         match send(self.rx.fd().as_raw_fd(), &[], MsgFlags::MSG_DONTWAIT) {
             Ok(_) => true,
             Err(Errno::EAGAIN) => {
@@ -460,6 +476,7 @@ impl Side {
             }
             Err(_) => {
                 self.tx_errors += 1;
+                self.is_stuck = true;
                 false
             }
         }

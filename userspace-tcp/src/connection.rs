@@ -26,6 +26,10 @@ pub(crate) struct Connection<P, E> {
     pub(crate) class: MtuClass,
     pub(crate) engine: E,
     pub(crate) sent: Sent,
+    /// The segment that was examined last lay in the window and was newer than all before.
+    pub(crate) is_current: bool,
+    /// Whether packets go back the way that the peer's came: the peer opened the connection.
+    pub(crate) follows: bool,
     pub(crate) closed: Option<CloseReason>,
     /// Out of the table: no packet comes in or goes out any more.
     pub(crate) detached: bool,
@@ -125,7 +129,9 @@ impl<P, E: Engine> Connection<P, E> {
             greatest_window: u32::from(handshake.window),
             zero_since: None,
         };
-        Self::new((handshake.tuple, tag, path), engine, sent, (rcv_nxt, snd_nxt), peer, now)
+        let numbers = (rcv_nxt, snd_nxt);
+        let new = Self::new((handshake.tuple, tag, path), engine, sent, numbers, peer, now);
+        Self { follows: true, ..new }
     }
 
     fn new(
@@ -143,6 +149,8 @@ impl<P, E: Engine> Connection<P, E> {
             class: MtuClass::default(),
             engine,
             sent,
+            is_current: false,
+            follows: false,
             closed: None,
             detached: false,
             waiting: false,
@@ -204,6 +212,7 @@ impl<P, E: Engine> Connection<P, E> {
         segment: &Segment,
         packet: &mut [u8],
     ) -> Verdict {
+        self.is_current = false;
         if self.engine.state() == State::SynSent {
             return self.examine_syn_sent(now, segment);
         }
@@ -246,6 +255,7 @@ impl<P, E: Engine> Connection<P, E> {
             tcp.set_window_len(self.peer.window);
         } else {
             self.take_window(now, segment);
+            self.is_current = true;
         }
         if self.fin_received() {
             // RFC 9293 section 3.10.7.4: there is nothing behind a FIN. smoltcp would queue it.

@@ -60,13 +60,14 @@ pub struct Gateway {
 pub struct Tcp {
     /// `receive-buffer`: bytes per connection, at most 65535 (no window scaling on this side). Default 65535.
     pub receive_buffer: usize,
-    /// `send-buffer`: bytes per connection, at most 1 MiB. Default 256 KiB.
+    /// `send-buffer`: bytes per connection, at most 1 MiB. Default 128 KiB.
     pub send_buffer: usize,
-    /// `max-connections`: connections of both legs together. Default 65536.
+    /// `max-connections`: connections of both legs together. Default 16384: at most 3 GiB of buffers.
     pub max_connections: usize,
     /// `max-half-open`: handshakes of clients that are not finished. Default 65536.
     pub max_half_open: usize,
-    /// `idle`: a connection without any segment for this long ends. Default 10 min.
+    /// `idle`: a connection without a byte in either direction for this long ends; keep-alives do not count.
+    /// Default 10 min.
     pub idle: Duration,
     /// `handshake`: a handshake that takes longer fails, towards clients and origins. Default 10 s.
     pub handshake: Duration,
@@ -187,7 +188,8 @@ pub struct Service {
     /// `on-dead`: what happens to the service's packets while its worker is dead. Default `drop`:
     /// the kernel could only reset flows that it knows nothing of, and a worker may only be late.
     pub on_dead: OnDead,
-    /// `allow-management`: whether the ssh port may be listened on. Default false.
+    /// `allow-management`: whether the ssh port may be listened on, and ports that a program of this host listens on.
+    /// Default false.
     pub allow_management: bool,
 }
 

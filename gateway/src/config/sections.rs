@@ -119,9 +119,9 @@ fn tcp<'t>(reader: &mut Reader<'t>, root: &mut Section<'t>) -> Tcp {
     let second = Duration::from_secs(1);
     let mut buffer = |key, most| reader.size(&mut section, key, 2_048..=most);
     let receive_buffer = buffer("receive-buffer", 65_535).unwrap_or(65_535);
-    let send_buffer = buffer("send-buffer", 1 << 20).unwrap_or(256 << 10);
+    let send_buffer = buffer("send-buffer", 1 << 20).unwrap_or(128 << 10);
     let mut count = |key| reader.number(&mut section, key, 2..=1 << 24).map(|n| n as usize);
-    let max_connections = count("max-connections").unwrap_or(65_536);
+    let max_connections = count("max-connections").unwrap_or(16_384);
     let max_half_open = count("max-half-open").unwrap_or(65_536);
     let mut timeout = |key, most| reader.duration(&mut section, key, second..=most);
     let tcp = Tcp {

@@ -129,6 +129,8 @@ pub(super) fn usable(address: IpAddr) -> Result<(), Problem> {
         unusable("a loopback address, which no NIC carries", "use an address of the network")
     } else if address.is_multicast() || v4.is_broadcast() {
         unusable("a multicast or broadcast address", "use a unicast address")
+    } else if v4.octets()[0] >= 240 {
+        unusable("a reserved address (240.0.0.0/4)", "use a unicast address")
     } else if v4.octets()[0] == 0 {
         unusable("an address of \"this network\" (0.0.0.0/8)", "use a unicast address")
     } else {

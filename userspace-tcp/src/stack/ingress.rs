@@ -82,7 +82,9 @@ impl<P: Copy, E: Engine> Stack<P, E> {
         out: &mut impl Emit<P>,
     ) -> Ingress {
         match self.table.find(&segment.tuple, &self.records) {
-            Some(Place::Connection(index)) => self.for_connection(now, index, segment, packet, out),
+            Some(Place::Connection(index)) => {
+                self.for_connection(now, index, segment, packet, path, out)
+            }
             Some(Place::HalfOpen(index)) => {
                 self.for_half_open(now, index, segment, packet, path, out)
             }
@@ -98,6 +100,7 @@ impl<P: Copy, E: Engine> Stack<P, E> {
         index: u32,
         segment: &Segment,
         packet: &mut [u8],
+        back: P,
         out: &mut impl Emit<P>,
     ) -> Ingress {
         let Some(connection) = self.records.connections.at_mut(index) else {
@@ -108,7 +111,11 @@ impl<P: Copy, E: Engine> Stack<P, E> {
             return Ingress::Touched(self.id(index));
         }
         let path = connection.path;
-        match connection.examine(now, segment, packet) {
+        let verdict = connection.examine(now, segment, packet);
+        if connection.is_current && connection.follows {
+            connection.path = back;
+        }
+        match verdict {
             Verdict::Take => {
                 if !self.feed(now, index, packet, out) {
                     return Ingress::Touched(self.id(index));
@@ -229,7 +236,7 @@ impl<P: Copy, E: Engine> Stack<P, E> {
         self.table.replace(&handshake.tuple, old, new_place);
         self.wheel.cancel(self.half_open_node(index));
         self.records.half_open.remove(index);
-        self.for_connection(now, new, segment, packet, out);
+        self.for_connection(now, new, segment, packet, path, out);
         Ingress::Accepted(self.id(new))
     }
 
