@@ -359,6 +359,12 @@ impl Rig {
             .chain([self.wire.next_arrival()])
             .flatten()
             .min();
+        // More than a batch came in, or was handed over after its owner's turn.
+        let is_behind = self
+            .workers
+            .iter_mut()
+            .any(|(plane, port)| plane.has_parcels() || port.census().receiving > 0);
+        let next = if is_behind { Some(self.now) } else { next };
         let soonest = self.now + Duration::from_micros(100);
         self.now = next.map_or(end, |next| next.max(soonest)).min(end);
     }

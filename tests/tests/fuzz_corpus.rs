@@ -25,7 +25,7 @@ fn config() {
 #[test]
 fn plane() {
     replay("plane", fuzzing::plane);
-    invent(fuzzing::plane, "plane", 200);
+    invent(fuzzing::plane, "plane", 1_000);
 }
 
 #[test]

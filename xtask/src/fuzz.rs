@@ -1,4 +1,7 @@
 //! Fuzzing: `tests/fuzz` under libFuzzer, by cargo-fuzz and nightly Rust.
+//!
+//! Inputs that reach something new are kept in `target/fuzz/corpus`, and help later runs. What is
+//! checked in, `tests/fuzz/corpus`, is a small choice of them; it is only read here.
 
 use std::fs;
 use std::path::Path;
@@ -38,17 +41,27 @@ pub fn run(options: &Options) -> Result<()> {
         process::run(cargo().args(["install", "cargo-fuzz", "--locked"]))?;
     }
     for target in &targets {
-        process::run(
-            cargo()
-                // Without unsafe code there is nothing for a sanitizer to find, and it is slow.
-                .args(["fuzz", "run", "--sanitizer", "none"])
-                .args(["--fuzz-dir", "tests/fuzz", target, "--"])
-                .args(LIMITS)
-                .arg(format!("-max_total_time={}", options.seconds))
-                .current_dir(&root),
-        )?;
+        fuzz(&root, target, options.seconds)?;
     }
     Ok(())
+}
+
+fn fuzz(root: &Path, target: &str, seconds: u64) -> Result<()> {
+    let found = format!("target/fuzz/corpus/{target}");
+    fs::create_dir_all(root.join(&found)).with_context(|| format!("cannot create {found}"))?;
+    let kept = format!("tests/fuzz/corpus/{target}");
+    let dictionary = format!("tests/fuzz/{target}.dict");
+    let dictionary = root.join(&dictionary).exists().then(|| format!("-dict={dictionary}"));
+    process::run(
+        cargo()
+            // Without unsafe code there is nothing for a sanitizer to find, and it is slow.
+            .args(["fuzz", "run", "--sanitizer", "none", "--fuzz-dir", "tests/fuzz"])
+            .args([target, &found, &kept, "--"])
+            .args(LIMITS)
+            .args(dictionary)
+            .arg(format!("-max_total_time={seconds}"))
+            .current_dir(root),
+    )
 }
 
 /// The targets' names, which are those of their files.
