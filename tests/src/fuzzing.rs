@@ -8,6 +8,8 @@ mod packet;
 mod plane;
 mod script;
 
+pub use self::packet::mend;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, LazyLock},

@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 
 use userspace_tcp::{
-    Checksums, CloseReason, Config, ConnId, Emit, Expired, Ingress, Instant, Segment, Stack, Status,
-    Tuple,
+    Checksums, CloseReason, Config, ConnId, Emit, Expired, Ingress, Instant, Segment, Stack,
+    Status, Tuple,
 };
 
 /// How the origin treats connections.

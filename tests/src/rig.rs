@@ -144,6 +144,8 @@ pub struct Rig {
     pub client: Client,
     /// The origin.
     pub origin: OriginHost,
+    /// The stations of the client's router and of the origin.
+    pub peers: [[u8; 6]; 2],
     /// The latest frames, oldest first; those of [`inject`](Self::inject) are not among them.
     pub seen: VecDeque<Seen>,
     routes: Arc<arc_swap::ArcSwap<Routes>>,
@@ -169,7 +171,7 @@ impl Rig {
             .collect();
         let wakers = (0..config.workers).map(|_| Waker::new().expect("an eventfd")).collect();
         let shared = Shared::new(&parsed, &nics, wakers, [7; 32]);
-        let routes = Arc::new(arc_swap::ArcSwap::from_pointee(routes(config.neighbour)));
+        let routes = Arc::new(arc_swap::ArcSwap::from_pointee(routes(config.neighbour, PEERS[1])));
         let worker = |me| {
             let secrets = Secrets { stack: [me as u8; 32], seed: [me as u8; 32] };
             let neighbours = Neighbours::fixed(routes.clone());
@@ -187,6 +189,7 @@ impl Rig {
             workers: (0..config.workers).map(worker).collect(),
             client: Client::new(now, host.clone()),
             origin: OriginHost::new(now, host, config.manner),
+            peers: PEERS,
             seen: VecDeque::with_capacity(config.memory),
             routes: routes.clone(),
             wire: Wire::new(config.impairment),
@@ -256,7 +259,8 @@ impl Rig {
                 To::Origin => self.origin.ingress(self.now, &mut packet),
                 To::Gateway(nic) => {
                     let worker = self.queue_of(&packet);
-                    let frame = arriving(nic, &packet);
+                    let mut frame = arriving(nic, &packet);
+                    frame[6..12].copy_from_slice(&self.peers[nic as usize]);
                     self.workers[worker].1.inject(nic, &frame);
                     self.remember(nic, true, frame);
                 }
@@ -277,7 +281,9 @@ impl Rig {
 
     /// The kernel comes to know this of the origin's station.
     pub fn resolve(&self, state: NeighbourState) {
-        self.routes.store(Arc::new(routes(state)));
+        let mut routes = (**self.routes.load()).clone();
+        set_station(&mut routes, state, self.peers[1]);
+        self.routes.store(Arc::new(routes));
     }
 
     /// Resets all sessions of all workers.
@@ -345,7 +351,9 @@ impl Rig {
         port.flush();
         while let Some((nic, frame)) = self.workers[index].1.take() {
             let to = if nic == CLIENT { To::Client } else { To::Origin };
-            assert_eq!(frame[..6], PEERS[nic as usize], "to the right station");
+            let station = nic as usize;
+            let known = [PEERS[station], self.peers[station]];
+            assert!(known.iter().any(|mac| frame[..6] == *mac), "to a station of that link");
             self.wire.send(self.now, to, frame[14..].to_vec(), &mut self.rng);
             self.remember(nic, false, frame);
         }
@@ -408,7 +416,7 @@ pub fn ethernet(to: [u8; 6], from: [u8; 6], packet: &[u8]) -> Vec<u8> {
     header
 }
 
-fn routes(state: NeighbourState) -> Routes {
+fn routes(state: NeighbourState, station: [u8; 6]) -> Routes {
     let mut routes = Routes::default();
     let link = |nic: usize| {
         let name = ["client", "origin"][nic].to_owned();
@@ -429,9 +437,13 @@ fn routes(state: NeighbourState) -> Routes {
             route("2001:db8:2::/64", 2),
         ],
     );
+    set_station(&mut routes, state, station);
+    routes
+}
+
+fn set_station(routes: &mut Routes, state: NeighbourState, station: [u8; 6]) {
     for origin in ["192.0.2.80", "2001:db8:2::80"] {
-        let neighbour = Neighbour { state, mac: Some(PEERS[1]) };
+        let neighbour = Neighbour { state, mac: Some(station) };
         routes.set_neighbour(2, origin.parse().expect("an address"), Some(neighbour));
     }
-    routes
 }

@@ -7,6 +7,7 @@ use headgate::{
     tally::{Event, Reason},
 };
 use headgate_tests::{
+    fuzzing::mend,
     hosts::Manner,
     rig::{Rig, RigConfig, SERVICES, ethernet},
     wire::Impairment,
@@ -229,7 +230,11 @@ fn stray_segments_are_reset_at_a_limited_rate() {
         packet[33] = 0x10;
         packet[22..24].copy_from_slice(&81_u16.to_be_bytes());
         mend(&mut packet);
-        rig.inject(0, 0, &[ethernet([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 1, 1], &packet), packet].concat());
+        rig.inject(
+            0,
+            0,
+            &[ethernet([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 1, 1], &packet), packet].concat(),
+        );
         rig.step();
     }
     assert_eq!(rig.dropped(Reason::UnknownFlow), 2000);
@@ -297,38 +302,6 @@ fn syn_frames(service: usize) -> Vec<Vec<u8>> {
     ack[tcp + 13] = 0x10;
     mend(&mut ack);
     [syn, ack]
-        .map(|packet| {
-            [ethernet([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 1, 1], &packet), packet].concat()
-        })
+        .map(|packet| [ethernet([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 1, 1], &packet), packet].concat())
         .into()
-}
-
-/// Computes the checksums of a packet anew, as far as its headers allow.
-fn mend(packet: &mut [u8]) {
-    let v4 = packet.first().is_some_and(|byte| byte >> 4 == 4);
-    let (header, addresses) = if v4 { (20, 12..20) } else { (40, 8..40) };
-    if packet.len() < header + 20 {
-        return;
-    }
-    if v4 {
-        packet[10..12].fill(0);
-        let sum = checksum(&[&packet[..20]]);
-        packet[10..12].copy_from_slice(&sum);
-    }
-    packet[header + 16..header + 18].fill(0);
-    let len = (packet.len() - header) as u16;
-    let pseudo = [packet[addresses].to_vec(), vec![0, 6], len.to_be_bytes().to_vec()].concat();
-    let sum = checksum(&[&pseudo, &packet[header..]]);
-    packet[header + 16..header + 18].copy_from_slice(&sum);
-}
-
-/// RFC 1071; every part but the last has an even length.
-fn checksum(parts: &[&[u8]]) -> [u8; 2] {
-    let words = parts.iter().flat_map(|part| part.chunks(2));
-    let sum: u32 = words
-        .map(|word| u32::from(u16::from_be_bytes([word[0], word.get(1).copied().unwrap_or(0)])))
-        .sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let folded = (folded & 0xffff) + (folded >> 16);
-    (!(folded as u16)).to_be_bytes()
 }

@@ -61,7 +61,7 @@ pub(super) fn fix_length(packet: &mut [u8]) {
 }
 
 /// Computes the checksums anew, as far as the headers allow.
-pub(super) fn mend(packet: &mut [u8]) {
+pub fn mend(packet: &mut [u8]) {
     let Some(at) = tcp_at(packet) else { return };
     let (end, addresses) = match packet[0] >> 4 {
         4 => {
