@@ -227,6 +227,8 @@ impl Shared {
             handshake_timeout: config.tcp.handshake.into(),
             connect_timeout: config.tcp.handshake.into(),
             idle_timeout: config.tcp.idle.into(),
+            // A client that pauses is idle, no more.
+            persist_timeout: config.tcp.idle.into(),
             fin_wait_timeout: config.tcp.fin_wait.into(),
             time_wait: config.tcp.time_wait.into(),
             ..userspace_tcp::Config::default()

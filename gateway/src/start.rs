@@ -306,7 +306,7 @@ fn start_xdp(
         };
         let pools = config.pools.iter().map(|pool| pool.addresses.len()).sum::<usize>();
         let room = (pools as u32).max(map::MAX_POOLS);
-        steerings.push(Steering::attach(&nic.name, interfaces[index].index, modes, room)?);
+        steerings.push(attach(&nic.name, interfaces[index].index, modes, room)?);
     }
     let queues: Vec<u32> = config
         .nics
@@ -419,6 +419,23 @@ fn spawn<P: Port + Send + 'static>(
 fn facts_of(found: &Interface) -> NicFacts {
     let mac = found.mac.unwrap_or_default();
     NicFacts { ifindex: found.index, mac, mtu: found.mtu }
+}
+
+/// Attaches the XDP program. That of a process which was just killed goes in a moment.
+fn attach(
+    nic: &str,
+    ifindex: u32,
+    modes: &[AttachMode],
+    pool_addresses: u32,
+) -> Result<Steering, SteerError> {
+    let (patience, apart) = BIND_PATIENCE;
+    for _ in 0..patience {
+        match Steering::attach(nic, ifindex, modes, pool_addresses) {
+            Err(SteerError::Occupied { .. }) => thread::park_timeout(apart),
+            attached => return attached,
+        }
+    }
+    Steering::attach(nic, ifindex, modes, pool_addresses)
 }
 
 fn refuse_merged(nic: &str, what: &'static str) -> Result<(), StartError> {

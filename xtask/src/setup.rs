@@ -112,14 +112,17 @@ struct QuietServices {
     policy: Option<&'static Path>,
 }
 
+/// 101: "action forbidden by policy", as invoke-rc.d(8) defines it.
+const POLICY: &str = "#!/bin/sh\n# Written by headgate's `cargo xtask setup`, for as long as it installs.\nexit 101\n";
+
 impl QuietServices {
     fn begin() -> Result<QuietServices> {
         let policy = Path::new("/usr/sbin/policy-rc.d");
-        if policy.exists() {
+        // One of ours was left by an installation that was cut off.
+        if policy.exists() && fs::read_to_string(policy).ok().as_deref() != Some(POLICY) {
             return Ok(QuietServices { policy: None });
         }
-        // 101: "action forbidden by policy", as invoke-rc.d(8) defines it.
-        fs::write(policy, "#!/bin/sh\nexit 101\n").context("cannot write policy-rc.d")?;
+        fs::write(policy, POLICY).context("cannot write policy-rc.d")?;
         process::run(Command::new("chmod").arg("755").arg(policy))?;
         Ok(QuietServices { policy: Some(policy) })
     }
@@ -191,6 +194,7 @@ const NEEDS: &[Need] = &[
     program("nginx-light", Purpose::Lab, "nginx"),
     program("haproxy", Purpose::Lab, "haproxy"),
     program("wrk", Purpose::Lab, "wrk"),
+    program("nftables", Purpose::Lab, "nft"),
     program("tcpdump", Purpose::Lab, "tcpdump"),
 ];
 

@@ -66,7 +66,8 @@ pub struct Tcp {
     pub max_connections: usize,
     /// `max-half-open`: handshakes of clients that are not finished. Default 65536.
     pub max_half_open: usize,
-    /// `idle`: a connection without a byte in either direction for this long ends; keep-alives do not count.
+    /// `idle`: a connection without a byte in either direction for this long ends, and one whose peer keeps its window
+    /// closed; keep-alives do not count.
     /// Default 10 min.
     pub idle: Duration,
     /// `handshake`: a handshake that takes longer fails, towards clients and origins. Default 10 s.
