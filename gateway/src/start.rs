@@ -4,6 +4,9 @@
 //! and fill rings full → XSKMAP → workers run → rules → steering on. Going down: no new connections →
 //! workers end → steering off → detached.
 
+mod error;
+mod watch;
+
 use std::{
     io,
     sync::Arc,
@@ -11,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use clap::ValueEnum;
 use headgate_ebpf::{OnDead as SteerOnDead, Protocol, map};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -20,21 +22,22 @@ use signal_hook::{
     iterator::Signals,
 };
 
+pub use self::error::StartError;
+use self::watch::NicWatch;
 use crate::{
-    admin::{Admin, AdminError},
-    config::{Attach, Bind, Config, ConfigError, OnDead},
-    host::{self, HostError, HostFacts, Interface},
+    admin::Admin,
+    config::{Attach, Bind, Config, OnDead},
+    host::{self, HostFacts, Interface},
     neighbours::Neighbours,
-    netlink::{Mirror, NetlinkError},
+    netlink::Mirror,
     overview::Overview,
     packet_port::{Packets, Rules, Shield},
     port::{Nic, Port},
-    routes::Routes,
     setup::{NicFacts, Secrets, Shared},
     steer::{AttachMode, Pulse, SteerError, Steering},
     waker::Waker,
     worker::{Desk, Order, Worker, clock, instant},
-    xsk::{BindError, BindMode, QueueSpec, Xsk},
+    xsk::{BindMode, QueueSpec, Xsk},
 };
 
 /// How packets get to and from the NICs.
@@ -44,82 +47,6 @@ pub enum PortKind {
     Xdp,
     /// AF_PACKET sockets, for machines without XDP: slower, one worker
     Packet,
-}
-
-/// Why the gateway does not run.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The configuration does not fit this host.
-    #[error("the configuration does not fit this host")]
-    Config(Vec<ConfigError>),
-    /// The host could not be asked.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// The kernel's tables could not be read.
-    #[error(transparent)]
-    Mirror(#[from] NetlinkError),
-    /// Traffic could not be steered.
-    #[error(transparent)]
-    Steer(#[from] SteerError),
-    /// A socket could not be bound.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// A packet socket could not be opened.
-    #[error("cannot open a packet socket: {0}; run as root, or with CAP_NET_RAW and CAP_NET_ADMIN")]
-    Packet(io::Error),
-    /// The kernel cannot be kept from answering.
-    #[error("cannot keep the kernel from answering for the services: {0}")]
-    Shield(io::Error),
-    /// The admin socket is not to be had.
-    #[error(transparent)]
-    Admin(#[from] AdminError),
-    /// The kernel merges packets before headgate gets them.
-    #[error(
-        "{nic} merges received packets (GRO or LRO) before {what} gets them, and merged ones do not fit a frame: \
-         `ethtool -K {nic} gro off lro off`, then start again"
-    )]
-    Merges {
-        /// The NIC's name.
-        nic: String,
-        /// Who gets them merged.
-        what: &'static str,
-    },
-    /// Blocked prefixes are the XDP program's work.
-    #[error(
-        "[block] needs XDP: run with --port xdp, or block these prefixes with nftables and leave [block] out"
-    )]
-    BlockNeedsXdp,
-    /// There are more workers than ports.
-    #[error(
-        "[pool.{pool}] has {ports} ports for {workers} workers, one for each queue that is served: give it more `ports`"
-    )]
-    FewPorts {
-        /// The pool's name.
-        pool: String,
-        /// Its ports on each address.
-        ports: usize,
-        /// How many workers there are.
-        workers: usize,
-    },
-    /// The TCP layer does not work with this build.
-    #[error("the TCP layer refuses to start: {0}")]
-    Stack(#[from] userspace_tcp::StartError),
-    /// The system refused a thread, a descriptor or a signal handler.
-    #[error("the system refuses a resource: {0}")]
-    System(io::Error),
-    /// An interface is gone.
-    #[error("{0} has been removed: start again when it is back")]
-    NicGone(String),
-    /// A worker is gone.
-    #[error(
-        "worker {0} died: this is a bug, please report it with the log; traffic goes to the kernel"
-    )]
-    WorkerDied(usize),
-    /// Frames are missing at the end.
-    #[error(
-        "worker {0} lost frames: this is a bug, please report it with the output of `headgate status`"
-    )]
-    NotConserved(usize),
 }
 
 /// How often a queue that was just given up is tried again, and how far apart.
@@ -251,47 +178,6 @@ fn interfaces(config: &Config, facts: &HostFacts) -> Result<Vec<Interface>, Star
     found.collect()
 }
 
-/// Watches over the interfaces while workers are busy.
-#[derive(Debug)]
-struct NicWatch {
-    routes: Arc<ArcSwap<Routes>>,
-    generation: u64,
-    nics: Vec<Interface>,
-}
-
-impl NicWatch {
-    fn new(nics: &[Interface], mirror: &Mirror) -> Self {
-        let routes = mirror.routes();
-        let generation = routes.load().generation();
-        Self { routes, generation, nics: nics.to_vec() }
-    }
-
-    /// Tells of interfaces that went down or up.
-    ///
-    /// # Errors
-    /// When one is gone: nothing is attached to it any more.
-    fn look(&mut self) -> Result<(), StartError> {
-        let routes = self.routes.load();
-        if routes.generation() == self.generation {
-            return Ok(());
-        }
-        self.generation = routes.generation();
-        for nic in &mut self.nics {
-            let Some(link) = routes.link(nic.index) else {
-                return Err(StartError::NicGone(nic.name.clone()));
-            };
-            if std::mem::replace(&mut nic.up, link.up) != link.up {
-                let (nic, state) = (&nic.name, if link.up { "up" } else { "down" });
-                tracing::warn!(nic, state, "the interface changed");
-            }
-            if std::mem::replace(&mut nic.mtu, link.mtu) < link.mtu {
-                tracing::warn!(nic = nic.name, "a larger MTU is used after the next start");
-            }
-        }
-        Ok(())
-    }
-}
-
 fn start_xdp(
     config: &Config,
     interfaces: &[Interface],
@@ -340,8 +226,10 @@ fn start_xdp(
         }
     }
     let mut gateway = spawn(config, interfaces, mirror, wakers, ports, pulses)?;
-    for steering in &mut steerings {
-        install(config, steering)?;
+    if let Err(error) = steerings.iter_mut().try_for_each(|steering| install(config, steering)) {
+        // The first error is the one to tell.
+        let _ = gateway.stop();
+        return Err(error);
     }
     let nics = queues.into_iter().map(|queues| (queues, modes[0].name().into())).collect();
     Arc::get_mut(&mut gateway.overview)

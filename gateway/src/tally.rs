@@ -182,11 +182,6 @@ impl Tally {
         self.events[event as usize] += 1;
     }
 
-    /// Counts an event that happened `count` times.
-    pub fn note_many(&mut self, event: Event, count: u64) {
-        self.events[event as usize] += count;
-    }
-
     /// How many frames were retired by this worker, for whatever reason.
     #[must_use]
     pub fn retired(&self) -> u64 {
