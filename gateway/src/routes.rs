@@ -157,11 +157,6 @@ impl Routes {
         &self.local
     }
 
-    /// Whether `address` is configured on this host.
-    pub fn is_local(&self, address: IpAddr) -> bool {
-        self.local.contains(&address)
-    }
-
     /// What is known about a station on a link.
     pub fn neighbour(&self, ifindex: u32, address: IpAddr) -> Option<Neighbour> {
         self.neighbours.get(&(ifindex, address)).copied()
@@ -170,11 +165,6 @@ impl Routes {
     /// Differs between any two snapshots that were published.
     pub fn generation(&self) -> u64 {
         self.generation
-    }
-
-    /// How many routes there are.
-    pub fn route_count(&self) -> usize {
-        self.table.len()
     }
 
     /// Replaces links, local addresses and routes.

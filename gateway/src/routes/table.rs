@@ -58,10 +58,6 @@ impl Table {
             .filter_map(move |length| length.routes.get(&masked(destination, width, length.bits)))
             .flatten()
     }
-
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
 }
 
 /// A number that differs between most destinations, the same at all times.
