@@ -60,6 +60,10 @@ impl Plane {
     /// Moves what `from` received to what `to` sends, and the end of the stream after it.
     fn relay(&mut self, from: ConnId, to: ConnId) {
         while self.stack.splice(from, to) > 0 {}
+        if self.end(to).is_some() {
+            // Nobody takes it any more.
+            self.stack.consume(from, self.stack.received_len(from));
+        }
         if self.is_at_end(from)
             && matches!(self.stack.status(to), Status::Open { may_send: true, .. })
         {
