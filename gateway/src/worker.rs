@@ -85,8 +85,6 @@ pub struct Worker<P> {
     pub desk: Arc<Desk>,
 }
 
-/// The niceness of a worker.
-const PRIORITY: i32 = -10;
 /// How long to wait for sent frames to come back, when a connection needs one.
 const ROOM: Duration = Duration::from_millis(1);
 /// How often the report is renewed.
@@ -134,10 +132,6 @@ impl Report {
 impl<P: Port> Worker<P> {
     /// Serves until told to stop; the last report is left on the desk.
     pub fn run(mut self) {
-        // On a crowded host a late worker counts as dead.
-        if let Err(error) = rustix::process::setpriority_process(None, PRIORITY) {
-            tracing::debug!(%error, "this worker has no priority over other programs");
-        }
         let mut batch = Batch::with_capacity(BATCH);
         let mut beat_due = Duration::ZERO;
         let mut report_due = Duration::ZERO;
