@@ -78,6 +78,8 @@ pub struct OriginHost {
     pub out: Outbox,
     /// The addresses that connected.
     pub seen: Vec<SocketAddr>,
+    /// Bytes that it took after it had closed its own side.
+    pub taken: usize,
 }
 
 impl Client {
@@ -153,7 +155,7 @@ impl OriginHost {
     #[must_use]
     pub fn new(now: Instant, config: Config, manner: Manner) -> Self {
         let stack = Stack::new(config, [2; 32], now).expect("the configuration is good");
-        Self { stack, manner, open: Vec::new(), out: Outbox::default(), seen: Vec::new() }
+        Self { stack, manner, open: Vec::new(), out: Outbox::default(), seen: Vec::new(), taken: 0 }
     }
 
     /// Takes a packet.
@@ -182,14 +184,14 @@ impl OriginHost {
     /// Behaves in its manner.
     pub fn turn(&mut self, now: Instant) {
         while self.stack.expire(now, &mut self.out) != Expired::Nothing {}
-        let Self { stack, manner, open, out, .. } = self;
+        let Self { stack, manner, open, out, taken, .. } = self;
         open.retain(|&id| {
             match manner {
                 Manner::Echo | Manner::Refuse | Manner::Silent => echo(stack, id),
                 Manner::ResetOnData if !stack.received(id).is_empty() => stack.abort(id),
                 Manner::CloseEarly => {
                     let len = stack.received(id).len();
-                    stack.consume(id, len);
+                    *taken += stack.consume(id, len);
                     if matches!(stack.status(id), Status::Open { may_send: true, .. }) {
                         stack.close(id);
                     }

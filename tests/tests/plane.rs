@@ -110,6 +110,26 @@ fn a_bad_origin_gives_the_client_the_honest_equivalent() {
 }
 
 #[test]
+fn each_side_may_end_early_and_the_other_goes_on() {
+    // The client's end reaches the origin before most of the echo is on its way back.
+    let mut rig = Rig::new(RigConfig::default());
+    rig.open(0, 1000, 300_000);
+    rig.run(MINUTES);
+    assert_echoed(&mut rig, 0);
+    // The origin's end comes first, and it takes all that the client has to say after it.
+    let mut rig = Rig::new(RigConfig { manner: Manner::CloseEarly, ..RigConfig::default() });
+    rig.open(0, 1000, 300_000);
+    rig.open(2, 1001, 200_000);
+    rig.run(MINUTES);
+    assert_eq!(rig.origin.taken, 500_000);
+    for stream in &rig.client.streams {
+        assert_eq!(stream.end, Some(CloseReason::Finished));
+    }
+    rig.assert_empty();
+    rig.assert_conserved();
+}
+
+#[test]
 fn a_stalled_origin_stops_the_client_and_ends_by_a_limit() {
     let mut rig = Rig::new(RigConfig { manner: Manner::Stall, ..RigConfig::default() });
     rig.open(0, 1000, 2_000_000);
